@@ -1,0 +1,8 @@
+"""Alignment objectives: one file, one objective, one value of --alignment. See docs/objectives.md."""
+
+from __future__ import annotations
+
+from llava_pat.alignment.base import AlignmentObjective
+from llava_pat.alignment.registry import accepted_keywords, available, build_objective, find_objective
+
+__all__ = ["AlignmentObjective", "accepted_keywords", "available", "build_objective", "find_objective"]
