@@ -1,0 +1,1 @@
+"""Hugging Face parts: tower, projector, language model, and their files. Never data or losses of alignment."""
