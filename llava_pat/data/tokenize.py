@@ -1,0 +1,221 @@
+"""Conversations -> token ids and labels, in one pass: labels follow from where each token's characters stand.
+
+LLaVA finds the answers by tokenising every round again and subtracting constants; where that miscounts, it masks the
+whole sample and goes on. Here a chunk of text (between two images) is tokenised once, and the offsets say which tokens
+end inside a supervised span. The ids are LLaVA's: BOS, chunks tokenised on their own, IMAGE_TOKEN_INDEX between them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase
+from transformers.utils import cached_file
+
+from llava_pat.data.sentencepiece_backend import adopt_sentencepiece
+from llava_pat.data.templates import Span, Template, place_images
+from llava_pat.types import IGNORE_INDEX, IMAGE_TOKEN, IMAGE_TOKEN_INDEX, DataError, Turn
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids with one IMAGE_TOKEN_INDEX per image, and as many labels (IGNORE_INDEX where nothing is learned)."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+def load_tokenizer(path: str | Path, model_max_length: int = 2048) -> PreTrainedTokenizerBase:
+    """LLaVA's tokenizer set-up: padding on the right, pad = unk when the tokenizer has no pad token.
+
+    `path` is a folder or a hub id. A Llama tokenizer with a `tokenizer.model` gives sentencepiece's own ids (see
+    `sentencepiece_backend`). Raises DataError when the result cannot tokenise.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(path, model_max_length=model_max_length, padding_side="right")
+    if not tokenizer.is_fast:
+        raise DataError(f"{path}: {type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed")
+    model_file = cached_file(path, "tokenizer.model", _raise_exceptions_for_missing_entries=False)
+    if model_file is not None and isinstance(tokenizer, LlamaTokenizer):
+        adopt_sentencepiece(tokenizer, model_file)
+    if not tokenizer.encode("a red circle", add_special_tokens=False):
+        raise DataError(
+            f"{path}: the tokenizer has {len(tokenizer)} tokens and encodes 'a red circle' to nothing; load the folder "
+            "that holds its tokenizer.model or tokenizer.json (a bare vocab_file loads as an empty tokenizer)"
+        )
+    if tokenizer.pad_token_id is None:
+        substitute = tokenizer.unk_token or tokenizer.eos_token
+        if substitute is None:
+            raise DataError(f"{path}: the tokenizer has neither pad, unk nor eos token to pad with; set its pad_token")
+        tokenizer.pad_token = substitute
+    return tokenizer
+
+
+def encode(turns: Sequence[Turn], template: Template, tokenizer: PreTrainedTokenizerBase) -> Encoded:
+    """One conversation -> ids and labels of equal length. A last human turn without answer gives an open prompt.
+
+    Text stays text: a "</s>" that a person typed is never the special token (but see Template.text_stays_text).
+    Raises DataError where the template cannot hold the conversation or the tokenizer cannot keep text as text.
+    """
+    return _encode_spans(template.render(place_images(turns)), template, tokenizer, llava_tail=True)
+
+
+def encode_words(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of `text` as it reads inside a sentence: with the space before it, no BOS. Empty if it has no tokens."""
+    lead = "the"
+    encoding = tokenizer.backend_tokenizer.encode(f"{lead} {text.strip()}", add_special_tokens=False)
+    return [i for i, (_, end) in zip(encoding.ids, encoding.offsets, strict=True) if end > len(lead) + 1]
+
+
+@dataclass(frozen=True)
+class _Traits:
+    """What a tokenizer does, found by asking it."""
+
+    bos: tuple[int, ...]  # what it puts in front of a text: () or (bos,)
+    trims: bool  # a trailing space gives no token
+    specials: re.Pattern[str] | None  # strings that it would turn into special tokens
+    cuts_freely: bool  # text on both sides of a special token encodes as it does alone
+
+
+@lru_cache(maxsize=16)
+def _traits(tokenizer: PreTrainedTokenizerBase, size: int) -> _Traits:
+    """`size` is part of the key: adding tokens changes the answers."""
+    alone = tokenizer.encode("red circle", add_special_tokens=False)
+    names = sorted((t.content for t in tokenizer.added_tokens_decoder.values() if t.special), key=len, reverse=True)
+    joined = [tokenizer.encode(f"red circle{name}red circle", add_special_tokens=False) for name in names[:1]]
+    return _Traits(
+        bos=tuple(tokenizer.encode("")),
+        trims=tokenizer.encode("a: ", add_special_tokens=False) == tokenizer.encode("a:", add_special_tokens=False),
+        specials=re.compile("|".join(map(re.escape, names))) if names else None,
+        cuts_freely=all(ids == [*alone, tokenizer.convert_tokens_to_ids(names[0]), *alone] for ids in joined),
+    )
+
+
+def _encode_spans(
+    spans: Sequence[Span], template: Template, tokenizer: PreTrainedTokenizerBase, llava_tail: bool
+) -> Encoded:
+    traits = _traits(tokenizer, len(tokenizer))
+    ids, labels = list(traits.bos), [IGNORE_INDEX] * len(traits.bos)
+    for number, chunk in enumerate(_chunks(spans)):
+        if number:
+            ids.append(IMAGE_TOKEN_INDEX)
+            labels.append(IGNORE_INDEX)
+        chunk_ids, learned = _encode_chunk(chunk, template, tokenizer, traits)
+        if llava_tail and traits.trims and template.lead:
+            # LLaVA counts the answer's header as its tokens with a trailing space, less one: less that space. A
+            # tokenizer that trims has no such token, so LLaVA learns the header's last token (":"). So do we.
+            learned = [now or (i + 1 < len(learned) and learned[i + 1]) for i, now in enumerate(learned)]
+        ids += chunk_ids
+        labels += [i if on else IGNORE_INDEX for i, on in zip(chunk_ids, learned, strict=True)]
+    return Encoded(ids, labels)
+
+
+def _chunks(spans: Sequence[Span]) -> list[list[Span]]:
+    """Cut the prompt at its images."""
+    chunks: list[list[Span]] = [[]]
+    for span in spans:
+        if span.supervised and IMAGE_TOKEN in span.text:
+            raise DataError(f"an answer holds {IMAGE_TOKEN}: {span.text!r}; images belong to questions")
+        for number, text in enumerate(span.text.split(IMAGE_TOKEN)):
+            if number:
+                chunks.append([])
+            if text:
+                chunks[-1].append(Span(text, span.supervised, span.control))
+    return chunks
+
+
+def _encode_chunk(
+    chunk: list[Span], template: Template, tokenizer: PreTrainedTokenizerBase, traits: _Traits
+) -> tuple[list[int], list[bool]]:
+    """Ids of one chunk and, per id, whether it is learned: whether its last character is in a supervised span."""
+    pieces: list[list[Span]] = [[]]  # stretches of text, and controls on their own
+    for span in chunk:
+        if span.control:
+            pieces += [[span], []]
+        else:
+            pieces[-1].append(span)
+    typed = _typed_special(pieces, traits) if template.text_stays_text else None
+    if typed is None:
+        return _tokens(chunk, tokenizer, split_specials=False)
+    if not traits.cuts_freely:
+        raise DataError(
+            f"a text holds the special token {typed!r}, which this tokenizer cannot keep apart from a real one "
+            f"in template {template.name!r}; remove it from the text"
+        )
+    ids: list[int] = []
+    learned: list[bool] = []
+    for piece in pieces:
+        more, on = _tokens(piece, tokenizer, split_specials=not (piece and piece[0].control))
+        ids += more
+        learned += on
+    return ids, learned
+
+
+def _typed_special(pieces: list[list[Span]], traits: _Traits) -> str | None:
+    """A special token's string in somebody's text, if there is one."""
+    if traits.specials is None:
+        return None
+    for piece in pieces:
+        if piece and not piece[0].control:
+            found = traits.specials.search("".join(span.text for span in piece))
+            if found:
+                return found.group()
+    return None
+
+
+def _tokens(
+    spans: Sequence[Span], tokenizer: PreTrainedTokenizerBase, split_specials: bool
+) -> tuple[list[int], list[bool]]:
+    flags = [span.supervised for span in spans for _ in span.text]
+    if not flags:
+        return [], []
+    backend = tokenizer.backend_tokenizer
+    backend.encode_special_tokens = split_specials
+    try:
+        encoding = backend.encode("".join(span.text for span in spans), add_special_tokens=False)
+    finally:
+        backend.encode_special_tokens = False
+    return encoding.ids, [flags[max(start, end - 1)] for start, end in encoding.offsets]
+
+
+def check_round_trip(template: Template, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse, before anything is trained, a template that does not fit the tokenizer (DataError says where).
+
+    Checked: only a BOS is added by itself; every control string of the template is one special token, and the one that
+    ends an answer is what generation stops at; text survives encoding and decoding (white space apart, which
+    sentencepiece models may normalise); the labels spell exactly the answers and their ends.
+    """
+    pair = f"template {template.name!r} and this {type(tokenizer).__name__} of {len(tokenizer)} tokens do not fit"
+    traits = _traits(tokenizer, len(tokenizer))
+    if traits.bos not in ((), (tokenizer.bos_token_id,)):
+        raise DataError(f"{pair}: it puts {list(traits.bos)} around an empty text, expected BOS or nothing (add_eos_token?)")
+    for control in template.controls:
+        ids = tokenizer.encode(control, add_special_tokens=False)
+        if len(ids) != 1 or ids[0] == tokenizer.unk_token_id or ids[0] not in tokenizer.added_tokens_decoder:
+            raise DataError(
+                f"{pair}: {control!r} must be one special token but encodes to {len(ids)} ids {ids}; "
+                f"its eos is {tokenizer.eos_token!r}, choose the template that was made for it"
+            )
+    if template.end_is_eos and template.end != tokenizer.eos_token:
+        raise DataError(f"{pair}: answers end with {template.end!r} but the tokenizer's eos is {tokenizer.eos_token!r}")
+    turns = [
+        Turn("human", f"{IMAGE_TOKEN}\nWhat is left of 3 circles?"),
+        Turn("gpt", "A red square, at [0.12, 0.30]."),
+        Turn("human", "Is it large?"),
+        Turn("gpt", "yes"),
+    ][: 2 if template.caption_only else 4]
+    spans = template.render(turns)
+    encoded = _encode_spans(spans, template, tokenizer, llava_tail=False)
+    _same_text(pair, "text", [i for i in encoded.input_ids[len(traits.bos) :] if i >= 0], tokenizer, [*spans])
+    learned = [i for i in encoded.labels if i != IGNORE_INDEX]
+    _same_text(pair, "answers", learned, tokenizer, [span for span in spans if span.supervised])
+
+
+def _same_text(pair: str, what: str, ids: list[int], tokenizer: PreTrainedTokenizerBase, spans: list[Span]) -> None:
+    wanted = "".join("".join(span.text.replace(IMAGE_TOKEN, "") for span in spans).split())
+    found = "".join(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False).split())
+    if found != wanted:
+        raise DataError(f"{pair}: the {what} come back as {found!r} instead of {wanted!r}")
