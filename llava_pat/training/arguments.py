@@ -1,0 +1,227 @@
+"""What a stage-1 run can be told: typed arguments, read from YAML and flags, checked before anything heavy is loaded.
+
+    parse_pretrain(["--config", "scripts/configs/playground_pat.yaml", "--alignment", "none"])
+
+Names are LLaVA's (llava/train/train.py) and transformers'; its published argument list is accepted word for word. Defaults
+are the published stage-1 recipe of LLaVA-1.5 (scripts/v1_5/pretrain.sh at c121f04) unless a field says otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import transformers
+from transformers import HfArgumentParser
+
+from llava_pat.alignment import accepted_keywords, find_objective
+from llava_pat.training.consistency import check, resolve
+from llava_pat.training.flags import ConfigError, Setting, origins, read_argv, read_yaml, translate
+
+_RECIPE = "LLaVA-1.5 scripts/v1_5/pretrain.sh"
+
+
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class ModelArguments:
+    """The three parts: vision tower, projector, language model."""
+
+    _argument_group_name = "model"
+
+    model_name_or_path: str | None = _option(None, "Language model: a folder or a hub id. Required.")
+    vision_tower: str | None = _option(None, "Vision tower: a CLIPModel or CLIPVisionModel folder or hub id. Required.")
+    version: str = _option("plain", f"Conversation template. Stage 1: plain ({_RECIPE}).")
+    mm_projector_type: str = _option("mlp2x_gelu", f"linear, mlp{{N}}x_gelu or identity ({_RECIPE}).")
+    pretrain_mm_mlp_adapter: str | None = _option(None, "Start from this mm_projector.bin/.safetensors, not from random.")
+    mm_vision_select_layer: int = _option(-2, f"Hidden state of the tower that is used ({_RECIPE}).")
+    mm_vision_select_feature: Literal["patch", "cls_patch"] = _option(
+        "patch", "patch drops the class token, cls_patch keeps it (LLaVA's default: patch)."
+    )
+    tune_mm_mlp_adapter: bool = _option(True, f"Train the projector only; stage 1 knows nothing else ({_RECIPE}).")
+    mm_use_im_start_end: bool = _option(False, f"Only False is supported, as in all LLaVA-1.5 models ({_RECIPE}).")
+    mm_use_im_patch_token: bool = _option(False, f"Only False is supported, as in all LLaVA-1.5 models ({_RECIPE}).")
+    attn_implementation: Literal["sdpa", "flash_attention_2", "eager"] = _option(
+        "sdpa", "Attention kernel. LLaVA's train_mem.py used flash_attention_2, an extra here."
+    )
+
+
+@dataclass
+class DataArguments:
+    """Files to train on and to measure on."""
+
+    _argument_group_name = "data"
+
+    data_path: str | None = _option(None, "LLaVA JSON or JSONL to train on. Required.")
+    image_folder: str | None = _option(None, "Folder that the records' image paths are relative to. Required.")
+    image_aspect_ratio: Literal["square", "pad"] = _option(
+        "square", "square: resize and centre crop (stage 1, LLaVA's default); pad: pad to a square first."
+    )
+    regions_path: str | None = _option(None, "Regions file (JSONL) of the training images; docs/index.md has the format.")
+    eval_data_path: str | None = _option(None, "Held-out LLaVA JSON or JSONL: caption loss before, during and after.")
+    eval_image_folder: str | None = _option(None, "Image folder of the held-out records. Default: image_folder.")
+    eval_regions_path: str | None = _option(None, "Regions file of the held-out images: alignment before and after.")
+    vocabulary_path: str | None = _option(None, 'Object vocabulary, JSON {facet: [words]}, for hit@k and facet hits.')
+
+
+@dataclass
+class AlignmentArguments:
+    """Which alignment objective, how strong, with which switches."""
+
+    _argument_group_name = "alignment"
+
+    alignment: str = _option("none", "Objective: a name (none, pat, ...) or the dotted path of anybody's module[:Class].")
+    alignment_weight: float = _option(5.0, "Weight at full strength. 5 is this project's playground value, not a paper's.")
+    alignment_schedule: Literal["linear", "constant"] = _option(
+        "linear", "linear ramps the weight from 0 to alignment_weight over the run (arXiv 2505.17316); constant does not."
+    )
+    alignment_args: dict[str, Any] | str | None = _option(
+        None, "Keywords of the objective: a mapping in YAML, JSON on the command line, as '{\"unit\": \"patch\"}'."
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.alignment_args, str):
+            try:
+                self.alignment_args = json.loads(self.alignment_args)
+            except json.JSONDecodeError as error:
+                raise ConfigError(f"alignment_args {self.alignment_args!r} is not JSON: {error}") from None
+        if self.alignment_args is None:
+            self.alignment_args = {}
+        if not isinstance(self.alignment_args, dict):
+            raise ConfigError(f"alignment_args must be a mapping of keywords, not {self.alignment_args!r}")
+
+    def objective_keywords(self) -> dict[str, Any]:
+        """What build_objective gets: alignment_args, and the schedule where the objective's constructor takes one."""
+        takes_schedule = "schedule" in accepted_keywords(find_objective(self.alignment))
+        return {**self.alignment_args, **({"schedule": self.alignment_schedule} if takes_schedule else {})}
+
+
+@dataclass
+class TrainingArguments(transformers.TrainingArguments):
+    """transformers' own arguments with the published recipe as defaults, and what LLaVA adds to them."""
+
+    _argument_group_name = "training (transformers' own flags included)"
+
+    output_dir: str | None = _option(
+        None,
+        "Where the run goes; {alignment} in it is replaced by the objective's name. Without it: the variable OUTPUT_DIR, "
+        "the YAML's value, checkpoints/llava-v1.5-pretrain-{alignment}.",
+    )
+    num_train_epochs: float = _option(1.0, f"Epochs ({_RECIPE}).")
+    per_device_train_batch_size: int = _option(32, f"Sequences per device and micro-step; 8 devices make 256 ({_RECIPE}).")
+    per_device_eval_batch_size: int = _option(4, f"Sequences per device in evaluation ({_RECIPE}).")
+    global_batch_size: int | None = _option(
+        None, "Sequences per optimizer step on all devices; sets gradient_accumulation_steps. The recipe's is 256."
+    )
+    learning_rate: float = _option(1e-3, f"Peak learning rate ({_RECIPE}).")
+    weight_decay: float = _option(0.0, f"Weight decay ({_RECIPE}).")
+    warmup_steps: float = _option(0.03, f"Steps of warm-up, or, below 1, their share ({_RECIPE}: warmup_ratio 0.03).")
+    lr_scheduler_type: str = _option("cosine", f"Learning rate schedule ({_RECIPE}).")
+    optim: str = _option("adamw_torch", "Optimizer (llava/train/train.py; betas, epsilon and clipping as transformers).")
+    bf16: bool = _option(True, f"bfloat16 ({_RECIPE}). Yields to an explicit --fp16 True.")
+    logging_steps: float = _option(1, f"Steps between log lines ({_RECIPE}).")
+    save_strategy: str = _option("steps", f"When checkpoint-N folders are written ({_RECIPE}).")
+    save_steps: float = _option(24000, f"Steps between checkpoints; the recipe saves at the end only ({_RECIPE}).")
+    save_total_limit: int | None = _option(1, f"Checkpoints kept ({_RECIPE}).")
+    dataloader_num_workers: int = _option(4, f"Processes that read images ({_RECIPE}).")
+    model_max_length: int = _option(2048, f"Positions of a sequence after image expansion; longer ones are cut ({_RECIPE}).")
+    remove_unused_columns: bool = _option(False, "False: batches are our own dictionaries (llava/train/train.py).")
+
+
+class PretrainArguments(NamedTuple):
+    """All arguments of a stage-1 run, complete and free of contradictions."""
+
+    model: ModelArguments
+    data: DataArguments
+    alignment: AlignmentArguments
+    training: TrainingArguments
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> None:  # argparse would print 150 flags of usage and exit
+        raise ConfigError(message)
+
+
+# transformers renamed this within the range that we support.
+_CHECKPOINTING = (
+    "activation_checkpointing"
+    if "activation_checkpointing" in {f.name for f in fields(transformers.TrainingArguments)}
+    else "gradient_checkpointing"
+)
+
+
+def build_parser() -> HfArgumentParser:
+    """All flags with their defaults and help; `--help` prints them in groups."""
+    parser = _Parser(
+        (ModelArguments, DataArguments, AlignmentArguments, TrainingArguments),
+        prog="pretrain.py",
+        usage="python train/pretrain.py [--config FILE.yaml] [--flag value ...]",
+        description="Stage 1: train the projector, with an alignment objective or without.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML of defaults, one `flag: value` a line; flags override it.")
+    parser.set_defaults(**{_CHECKPOINTING: True})  # the recipe's gradient_checkpointing True
+    return parser
+
+
+def parse_pretrain(argv: Sequence[str] | None = None) -> PretrainArguments:
+    """Read a stage-1 command line.
+
+    argv: without the program's name; None means sys.argv[1:]. Prints one line for every flag that had to be mapped, on rank
+    0 only. Raises ConfigError (one message, with the way out) for unknown names, wrong types and contradictions.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser()
+    if "-h" in argv or "--help" in argv:
+        parser.parse_args(["--help"])  # prints and exits
+    settings = read_argv(argv)
+    configs = [setting for setting in settings if setting.name == "config"]
+    settings = [setting for setting in settings if setting.name != "config"]
+    if any(len(setting.values) != 1 for setting in configs) or len(configs) > 1:
+        raise ConfigError("--config takes one YAML file, and may be given once")
+    for setting in configs:
+        settings = read_yaml(Path(setting.values[0])) + settings
+
+    translation = translate(settings, _known_names())
+    tokens = [token for setting in translation.settings for token in _tokens(setting)]
+    namespace, rest = parser.parse_known_args(tokens)
+    if rest:
+        raise ConfigError(f"cannot make sense of {' '.join(rest)!r}: write --flag value")
+    values = {name: value for name, value in vars(namespace).items() if name != "config"}
+    # `--eval_data_path ""` takes back what a YAML set.
+    values = {name: (None if value == "" else value) for name, value in values.items()}
+    notes = translation.notes + resolve(values, origins(translation.settings))
+    try:
+        arguments = PretrainArguments(*parser.parse_dict(values))
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"transformers refuses these training arguments: {error}") from error
+    check(arguments)
+    if os.environ.get("RANK", "0") == "0":
+        for note in notes:
+            print(f"[arguments] {note}", flush=True)
+    return arguments
+
+
+def _known_names() -> set[str]:
+    known = set()
+    for kind in (ModelArguments, DataArguments, AlignmentArguments, TrainingArguments):
+        for item in fields(kind):
+            known.add(item.name)
+            if item.default is True:
+                known.add(f"no_{item.name}")  # transformers' switches for what is on by default
+    return known
+
+
+def _tokens(setting: Setting) -> list[str]:
+    if len(setting.values) == 1:  # with "=", since argparse takes "-1e-3" for a flag
+        return [f"--{setting.name}={setting.values[0]}"]
+    return [f"--{setting.name}", *setting.values]
