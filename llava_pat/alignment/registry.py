@@ -89,7 +89,8 @@ def build_objective(name: str, **keywords: Any) -> AlignmentObjective:
     chosen = {key: value for key, value in keywords.items() if key in named}
     for key, value in chosen.items():
         if not _fits(value, hints[key]):
-            raise ValueError(f"{key} of alignment objective {name!r} is {value!r}; it must be {_spelt(hints[key], value)}")
+            must = _spelt(hints[key], value)
+            raise ValueError(f"{key} of alignment objective {name!r} is {value!r}; it must be {must}")
     for width in WIDTHS:
         if width in named and width not in chosen and named[width].default is inspect.Parameter.empty:
             raise ValueError(f"alignment objective {name!r} needs {width}; pass it to build_objective")

@@ -85,4 +85,4 @@ def _entropy(gram: Tensor, noise: float) -> Tensor:
     values = torch.linalg.eigvalsh(gram).clamp_min(0.0)  # rounding leaves tiny negative ones
     trace = values.sum(-1, keepdim=True)
     share = torch.where(trace <= noise, 0.0, values / trace.clamp_min(torch.finfo(gram.dtype).tiny))
-    return -torch.xlogy(share, share).sum(-1).clamp_max(0.0)
+    return torch.special.entr(share).sum(-1).clamp_min(0.0)
