@@ -1,0 +1,1 @@
+"""Files, tokens and pixels. Knows nothing of models or losses."""

@@ -1,0 +1,133 @@
+"""Samples -> one batch of tensors, images already expanded to their patches (letters as in types.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llava_pat.types import IGNORE_INDEX, IMAGE_TOKEN_INDEX, DataError, PatchRegions
+
+
+def expand_images(
+    input_ids: Sequence[int], labels: Sequence[int], num_patches: int, model_max_length: int, where: str
+) -> tuple[list[int], list[int], bool]:
+    """Ids and labels with every image as `num_patches` positions, cut to `model_max_length` afterwards, as LLaVA does.
+
+    Returns (ids, labels, was it cut). Raises DataError if the cut would take away an image or a part of one: LLaVA
+    trains on the rest of an image without a word.
+    """
+    ids: list[int] = []
+    targets: list[int] = []
+    for token, label in zip(input_ids, labels, strict=True):
+        if token != IMAGE_TOKEN_INDEX:
+            ids.append(token)
+            targets.append(label)
+            continue
+        if len(ids) + num_patches > model_max_length:
+            raise DataError(
+                f"{where}: an image takes positions {len(ids)} to {len(ids) + num_patches - 1}, but model_max_length is "
+                f"{model_max_length}; shorten the text before it or raise model_max_length"
+            )
+        ids += [IMAGE_TOKEN_INDEX] * num_patches
+        targets += [IGNORE_INDEX] * num_patches
+    return ids[:model_max_length], targets[:model_max_length], len(ids) > model_max_length
+
+
+class Collator:
+    """Callable for a DataLoader. `truncated` counts the sequences this copy has cut (LlavaDataset.check counts all).
+
+    Gives: input_ids int64 [B, T] (IMAGE_TOKEN_INDEX at every image patch, `pad_token_id` behind the text), labels
+    int64 [B, T] (IGNORE_INDEX on images and padding), attention_mask bool [B, T], pixel_values float32 [I, 3, S, S]
+    (I may be 0), image_sequence int64 [I] (which of the B), sample_index int64 [B] (place in the data set).
+    When the data set has regions, also region_coverage float32 [R, N], region_image int64 [R] (which of the I),
+    region_label_ids int64 [R, L] (padded with 0) and region_label_mask bool [R, L]; R may be 0, L is at least 1.
+    """
+
+    def __init__(self, num_patches: int, pad_token_id: int, model_max_length: int) -> None:
+        self.num_patches = num_patches
+        self.pad_token_id = pad_token_id
+        self.model_max_length = model_max_length
+        self.truncated = 0
+
+    def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        sequences = []
+        for sample in samples:
+            where = f"record {sample['index']} (id {sample['id']!r})"
+            ids, labels, cut = expand_images(
+                sample["input_ids"], sample["labels"], self.num_patches, self.model_max_length, where
+            )
+            self.truncated += cut
+            sequences.append((ids, labels))
+        shape = (len(samples), max(len(ids) for ids, _ in sequences))
+        input_ids = torch.full(shape, self.pad_token_id, dtype=torch.int64)
+        labels = torch.full(shape, IGNORE_INDEX, dtype=torch.int64)
+        attention_mask = torch.zeros(shape, dtype=torch.bool)
+        for row, (ids, targets) in enumerate(sequences):
+            input_ids[row, : len(ids)] = torch.tensor(ids)
+            labels[row, : len(ids)] = torch.tensor(targets)
+            attention_mask[row, : len(ids)] = True
+        pixels = [image for sample in samples for image in sample["pixel_values"]]
+        batch = {
+            "input_ids": input_ids,
+            "labels": labels,
+            "attention_mask": attention_mask,
+            "pixel_values": torch.stack(pixels) if pixels else self._no_pixels(samples),
+            "image_sequence": torch.tensor(
+                [row for row, sample in enumerate(samples) for _ in sample["pixel_values"]], dtype=torch.int64
+            ),
+            "sample_index": torch.tensor([sample["index"] for sample in samples], dtype=torch.int64),
+        }
+        if any(sample["regions"] is not None for sample in samples):
+            batch |= self._regions(samples)
+        return batch
+
+    def _no_pixels(self, samples: Sequence[Mapping[str, Any]]) -> Tensor:
+        size = samples[0]["image_size"]
+        return torch.zeros(0, 3, size, size)
+
+    def _regions(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        coverage: list[Tensor] = [torch.zeros(0, self.num_patches)]
+        images: list[int] = []
+        labels: list[list[int]] = []
+        image = 0
+        for sample in samples:
+            regions = sample["regions"] if sample["regions"] is not None else [None] * len(sample["pixel_values"])
+            for entry in regions:
+                if entry is not None:
+                    rows, label_ids = entry
+                    if rows.shape[1] != self.num_patches:
+                        raise DataError(
+                            f"record {sample['index']} (id {sample['id']!r}): its regions lie on {rows.shape[1]} patches "
+                            f"but the vision tower has {self.num_patches}; patch_size or image size differ"
+                        )
+                    coverage.append(rows)
+                    images += [image] * len(label_ids)
+                    labels += label_ids
+                image += 1
+        longest = max((len(ids) for ids in labels), default=1)
+        label_ids = torch.zeros(len(labels), longest, dtype=torch.int64)
+        label_mask = torch.zeros(len(labels), longest, dtype=torch.bool)
+        for row, ids in enumerate(labels):
+            label_ids[row, : len(ids)] = torch.tensor(ids)
+            label_mask[row, : len(ids)] = True
+        return {
+            "region_coverage": torch.cat(coverage),
+            "region_image": torch.tensor(images, dtype=torch.int64),
+            "region_label_ids": label_ids,
+            "region_label_mask": label_mask,
+        }
+
+
+def patch_regions(batch: Mapping[str, Tensor]) -> PatchRegions | None:
+    """The batch's regions as the objectives take them; None when the data set has no regions file."""
+    if "region_coverage" not in batch:
+        return None
+    return PatchRegions(
+        coverage=batch["region_coverage"],
+        image=batch["region_image"],
+        label_ids=batch["region_label_ids"],
+        label_mask=batch["region_label_mask"],
+    )

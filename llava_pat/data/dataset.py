@@ -1,0 +1,114 @@
+"""The training set: records, pixels and regions by index; nothing is decoded before it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from llava_pat.data.check import CheckReport, check_dataset, compare_sizes, open_image, unreadable
+from llava_pat.data.geometry import Geometry
+from llava_pat.data.records import resolve_image
+from llava_pat.data.regions import build_patch_regions
+from llava_pat.data.templates import Template
+from llava_pat.data.tokenize import Encoded, encode
+from llava_pat.types import DataError, ImageRegions, Record
+
+
+class LlavaDataset(Dataset):
+    """LLaVA records as samples. A record of LLaVA-Pretrain
+
+        {"id": "004539375", "image": "00453/004539375.jpg", "conversations": [
+            {"from": "human", "value": "Render a clear and concise summary of the photo.\\n<image>"},
+            {"from": "gpt", "value": "select luxury furniture 3 - inch gel memory foam mattress topper"}]}
+
+    becomes, with template `plain`, Vicuna's tokenizer and CenterCrop(336) (the ids stand for their pieces here):
+
+        input_ids     [<s>, IMAGE_TOKEN_INDEX, _select, _lux, ury, ..., _to, pper, \\n]    the question is dropped
+        labels        [-100, -100,             _select, _lux, ury, ..., _to, pper, \\n]
+        pixel_values  [float32 [3, 336, 336]]           one per image; [] for a text-only record
+        regions       [(coverage [R, 576], R lists of label ids)]   one per image, None in the place of an image
+                      without annotations; None altogether when the data set has no regions file
+        id, index     "004539375", its place in the data set;     image_size   336, so that an empty batch has a shape
+
+    Raises DataError, naming the record and the path, for an image that is missing or broken.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        image_folder: str | Path,
+        template: Template,
+        tokenizer: PreTrainedTokenizerBase,
+        geometry: Geometry,
+        patch_size: int,
+        regions: Mapping[str, ImageRegions] | None = None,
+        model_max_length: int = 2048,
+    ) -> None:
+        self.records = records
+        self.image_folder = Path(image_folder)
+        self.template = template
+        self.tokenizer = tokenizer
+        self.geometry = geometry
+        self.patch_size = patch_size
+        self.regions = regions
+        self.model_max_length = model_max_length
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = self.records[index]
+        encoded = self.encode(record)
+        images = [self._pixels(record, name) for name in record.images]
+        return {
+            "input_ids": encoded.input_ids,
+            "labels": encoded.labels,
+            "pixel_values": [pixels for pixels, _ in images],
+            "regions": None
+            if self.regions is None
+            else [self._regions(record, name, size) for name, (_, size) in zip(record.images, images, strict=True)],
+            "id": record.id,
+            "index": index,
+            "image_size": self.geometry.size,
+        }
+
+    def encode(self, record: Record) -> Encoded:
+        """Ids and labels of a record, before images are expanded. DataError names the record."""
+        try:
+            return encode(record.turns, self.template, self.tokenizer)
+        except DataError as error:
+            raise DataError(f"{record.where}: {error}") from error
+
+    def image_path(self, record: Record, name: str) -> Path:
+        """Where an image lies; DataError names the record if the name leads out of the image folder."""
+        try:
+            return resolve_image(self.image_folder, name)
+        except DataError as error:
+            raise DataError(f"{record.where}: {error}") from error
+
+    def check(self, num_patches: int, max_region_images: int = 20_000, progress: bool = True) -> CheckReport:
+        """Look at every record before training (see `check.check_dataset`); DataError for the first bad one."""
+        return check_dataset(self, num_patches, max_region_images, progress)
+
+    def _pixels(self, record: Record, name: str) -> tuple[Tensor, tuple[int, int]]:
+        """[3, S, S] and the original (height, width)."""
+        path = self.image_path(record, name)
+        with open_image(path, record.where) as image:
+            try:
+                return self.geometry.pixels(image), (image.height, image.width)
+            except (OSError, SyntaxError) as error:  # PIL decodes late, and reports a broken PNG as a SyntaxError
+                raise unreadable(path, record.where, error) from error
+
+    def _regions(self, record: Record, name: str, size: tuple[int, int]) -> tuple[Tensor, list[list[int]]] | None:
+        annotated = self.regions.get(name)
+        if annotated is None:
+            return None
+        compare_sizes(record, annotated, size)
+        coverage, label_ids, _ = build_patch_regions(annotated, self.geometry, self.patch_size, self.tokenizer)
+        return coverage, label_ids
+

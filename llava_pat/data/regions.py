@@ -1,0 +1,179 @@
+"""Patch-aligned annotations: a JSONL file of labelled regions -> share of every patch under every region.
+
+One line per image, in COCO's conventions and original pixels (the segmentation or, without one, the box counts):
+
+    {"id": "7", "image": "7.png", "width": 640, "height": 480, "regions": [
+        {"label": "red circle", "segmentation": {"size": [480, 640], "counts": "..."}, "bbox": [10, 20, 30, 40]}]}
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools import mask as coco
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from llava_pat.data.geometry import Geometry
+from llava_pat.data.tokenize import encode_words
+from llava_pat.types import DataError, ImageRegions, Region
+
+
+def load_regions(path: str | Path) -> dict[str, ImageRegions]:
+    """Read a regions file, line by line: image name -> its regions. DataError names file and line.
+
+    Checked here: keys and types, sizes, empty labels, masks of another size than their image, an image on two lines.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise DataError(f"{file}: no such file; give the path of a regions file (JSONL)")
+    found: dict[str, ImageRegions] = {}
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                raw = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(
+                    f"{file}:{number}: bad JSON at column {error.colno}: {error.msg}; one object per line is expected"
+                ) from error
+            entry = _parse(raw, str(file), number)
+            if entry.image in found:
+                raise DataError(f"{entry.where}: the image is on line {found[entry.image].line} as well; merge the two")
+            found[entry.image] = entry
+    if not found:
+        raise DataError(f"{file}: holds no regions")
+    return found
+
+
+def to_mask(region: Region, height: int, width: int) -> np.ndarray:
+    """A region -> uint8 [height, width], 1 where it is. Fractional boxes cover every pixel that they touch.
+
+    Raises DataError for counts that pycocotools cannot read or that give another size.
+    """
+    segmentation = region.segmentation
+    if segmentation is None:
+        if region.bbox is None:
+            raise DataError(f"region {region.label!r} has neither segmentation nor bbox")
+        x, y, w, h = region.bbox
+        mask = np.zeros((height, width), np.uint8)
+        rows = slice(max(0, math.floor(y)), max(0, math.ceil(y + h)))
+        mask[rows, max(0, math.floor(x)) : max(0, math.ceil(x + w))] = 1
+        return mask
+    try:
+        if isinstance(segmentation, Mapping):
+            rle = dict(segmentation)
+            if isinstance(rle["counts"], list):
+                if sum(rle["counts"]) != height * width:
+                    raise ValueError(f"its counts add up to {sum(rle['counts'])}, not to {height * width} pixels")
+                rle = coco.frPyObjects(rle, height, width)
+        else:
+            rle = coco.merge(coco.frPyObjects(list(segmentation), height, width))
+        mask = coco.decode(rle)
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise DataError(f"region {region.label!r}: its segmentation cannot be read: {error}") from error
+    if mask.shape != (height, width):
+        raise DataError(f"region {region.label!r}: its mask is {mask.shape} where the image is {(height, width)}")
+    return mask
+
+
+def build_patch_regions(
+    image_regions: ImageRegions,
+    geometry: Geometry,
+    patch_size: int,
+    tokenizer: PreTrainedTokenizerBase,
+    min_coverage: float = 0.0,
+) -> tuple[Tensor, list[list[int]], int]:
+    """One image's regions after the geometry of its pixels.
+
+    Returns coverage float32 [R, N] (entries below `min_coverage` are 0), the labels' ids (R lists, as running text,
+    no BOS), and how many regions were dropped because no patch is left under them. R may be 0.
+    """
+    height, width = image_regions.height, image_regions.width
+    patches = (geometry.size // patch_size) ** 2
+    rows: list[Tensor] = []
+    label_ids: list[list[int]] = []
+    for region in image_regions.regions:
+        try:
+            mask = to_mask(region, height, width)
+        except DataError as error:
+            raise DataError(f"{image_regions.where}: {error}") from error
+        row = geometry.coverage(mask, patch_size)
+        if min_coverage > 0:
+            row = torch.where(row >= min_coverage, row, 0.0)
+        if bool(row.any()):
+            rows.append(row)
+            label_ids.append(label_tokens(region.label, tokenizer, image_regions.where))
+    coverage = torch.stack(rows) if rows else torch.zeros(0, patches)
+    return coverage, label_ids, len(image_regions.regions) - len(rows)
+
+
+def label_tokens(label: str, tokenizer: PreTrainedTokenizerBase, where: str) -> list[int]:
+    """Ids of a label as it reads inside a sentence; DataError when the tokenizer has none for it."""
+    ids = encode_words(label, tokenizer)
+    if not ids or all(i == tokenizer.unk_token_id for i in ids):
+        raise DataError(f"{where}: label {label!r} has no tokens in this tokenizer ({ids}); rename or drop it")
+    return ids
+
+
+def _parse(raw: Any, file: str, line: int) -> ImageRegions:
+    where = f"{file}:{line}"
+    if not isinstance(raw, dict):
+        raise DataError(f"{where}: is a {type(raw).__name__}, not an object with image and regions")
+    missing = [key for key in ("id", "image", "width", "height", "regions") if key not in raw]
+    if missing:
+        raise DataError(f"{where}: lacks {', '.join(map(repr, missing))}; it has {sorted(raw)}")
+    if not isinstance(raw["image"], str) or not raw["image"]:
+        raise DataError(f"{where}: 'image' is {raw['image']!r}, not a file name")
+    where = f"{where} (image {raw['image']!r})"
+    for key in ("width", "height"):
+        if not isinstance(raw[key], int) or isinstance(raw[key], bool) or raw[key] < 1:
+            raise DataError(f"{where}: {key!r} is {raw[key]!r}, not a positive number of pixels")
+    if not isinstance(raw["regions"], list):
+        raise DataError(f"{where}: 'regions' is a {type(raw['regions']).__name__}, not a list")
+    regions = [
+        _region(entry, f"{where}: region {position}", raw["height"], raw["width"])
+        for position, entry in enumerate(raw["regions"])
+    ]
+    return ImageRegions(str(raw["id"]), raw["image"], raw["width"], raw["height"], tuple(regions), file, line)
+
+
+def _region(raw: Any, where: str, height: int, width: int) -> Region:
+    if not isinstance(raw, dict) or not isinstance(raw.get("label"), str):
+        raise DataError(f"{where}: lacks a 'label' text")
+    label = raw["label"]
+    if not label.strip():
+        raise DataError(f"{where}: has an empty label; name it or drop it")
+    segmentation, bbox = raw.get("segmentation"), raw.get("bbox")
+    if not segmentation and bbox is None:
+        raise DataError(f"{where} ({label!r}): has neither 'segmentation' nor 'bbox'")
+    if isinstance(segmentation, dict):
+        if "size" not in segmentation or not isinstance(segmentation.get("counts"), (str, list)):
+            raise DataError(f"{where} ({label!r}): an RLE segmentation needs 'size' and 'counts'")
+        if list(segmentation["size"]) != [height, width]:
+            raise DataError(
+                f"{where} ({label!r}): its mask is {segmentation['size']} (height, width) but its image is "
+                f"{[height, width]}; masks are in original pixels"
+            )
+    elif segmentation and not _polygons(segmentation):
+        raise DataError(f"{where} ({label!r}): polygons are lists of at least 3 x, y pairs of finite numbers")
+    if bbox is not None and not (isinstance(bbox, list) and len(bbox) == 4 and _finite(bbox) and min(bbox[2:]) >= 0):
+        raise DataError(f"{where} ({label!r}): 'bbox' is {bbox!r}, not [x, y, width, height]")
+    return Region(label, segmentation or None, tuple(map(float, bbox)) if bbox is not None else None)
+
+
+def _polygons(segmentation: Any) -> bool:
+    return isinstance(segmentation, list) and all(
+        isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0 and _finite(part) for part in segmentation
+    )
+
+
+def _finite(values: list[Any]) -> bool:
+    return all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in values)
