@@ -140,3 +140,9 @@ def test_loss_does_not_depend_on_the_scale_of_patches_or_words(scene):
 def test_wrong_switches_are_refused(switches, message):
     with pytest.raises(ValueError, match=message):
         PatchAlignedTraining(**switches)
+
+
+def test_patch_best_ignores_nearer_labels_of_other_patches():
+    inputs = make([[[-1.0, 0.0], [0.0, 1.0]]], [[1.0, 0.0], [0.0, 1.0]], [0, 0], [[1], [2]])
+    total, count, _ = run(inputs, unit="patch", multi_label="best")
+    assert (count, total) == (2, pytest.approx(2.0, abs=1e-6))  # cos -1 to its own label; word 2 would be nearer

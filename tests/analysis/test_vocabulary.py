@@ -79,3 +79,9 @@ def test_vocabulary_of_a_data_set_is_its_labels():
     words = vocabulary_of(["red disc", "Dog", "dog", "red disc", "hot dog"])
     assert words.words == ("Dog", "hot dog", "red disc") and not words.facets
     assert words.find("hot dog") == (1,)
+
+
+def test_an_entry_that_begins_a_longer_one_gives_way_to_it():
+    words = Vocabulary(("light", "light blue", "blue"))
+    assert words.find("light blue lamp") == (1,)
+    assert words.find("blue light") == (2, 0)
