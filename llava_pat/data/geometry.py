@@ -24,6 +24,7 @@ from llava_pat.types import DataError
 
 Box = tuple[float, float, float, float]
 ASPECTS = ("square", "pad")
+_NOISE = 1e-6  # a share below this is rounding at an edge, not a pixel: it must not count as "covered"
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ class Geometry(ABC):
         a = self.affine(height, width)
         rows = _overlaps(height, a.sy, a.dy, cells, self.size)
         columns = _overlaps(width, a.sx, a.dx, cells, self.size)
-        return (rows @ masks @ columns.T).clamp_(0.0, 1.0)
+        shares = (rows @ masks @ columns.T).clamp_(0.0, 1.0)
+        return torch.where(shares < _NOISE, 0.0, shares)
 
 
 @dataclass(frozen=True)

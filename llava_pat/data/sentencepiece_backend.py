@@ -54,7 +54,7 @@ def adopt_sentencepiece(tokenizer: LlamaTokenizer, model_file: str | Path) -> No
     backend.normalizer = normalizers.Sequence(steps)
     if prefix_everywhere:
         backend.pre_tokenizer = None
-    _compare(tokenizer, model_file)
+    _compare(tokenizer, model_file, [piece.piece for piece in proto.pieces if piece.type == _USER_DEFINED])
 
 
 def _bpe(proto: sentencepiece_model_pb2.ModelProto) -> BPE:
@@ -91,11 +91,11 @@ def _normalizer_steps(spec: sentencepiece_model_pb2.NormalizerSpec, prefix: bool
     return steps
 
 
-def _compare(tokenizer: LlamaTokenizer, model_file: str | Path) -> None:
+def _compare(tokenizer: LlamaTokenizer, model_file: str | Path, user_defined: list[str]) -> None:
     reference = SentencePieceProcessor(model_file=str(model_file))
     # legacy=False never gives a text with a leading space its own prefix; LLaVA's prompts hold no such text
     probes = [text for text in PROBES if tokenizer.legacy or not text.startswith(" ")]
-    for text in probes:
+    for text in [*probes, *(f"red {piece}red" for piece in user_defined)]:
         ours, theirs = tokenizer.encode(text, add_special_tokens=False), reference.encode(text)
         if ours != theirs:
             raise DataError(
