@@ -1,7 +1,8 @@
 """Stage-1 files: the projector under LLaVA's key names, and the objective's own parameters beside it. Strict both ways.
 
-Source of names and layout: llava/train/train.py and llava/model/llava_arch.py (haotian-liu/LLaVA at c121f04); its config.json
-is in llava_config.py. Everything is written aside and moved into place, so a killed run leaves the old file or the new one.
+Source of names and layout: llava/train/train.py and llava/model/llava_arch.py (haotian-liu/LLaVA at c121f04); its
+config.json is in llava_config.py. Everything is written aside and moved into place, so a killed run leaves the old file
+or the new one.
 """
 
 from __future__ import annotations
@@ -26,8 +27,14 @@ logger = logging.getLogger(__name__)
 PROJECTOR_BIN = "mm_projector.bin"
 PROJECTOR_SAFETENSORS = "mm_projector.safetensors"
 __all__ = [
-    "ProjectorReport", "load_objective", "load_projector", "save_config", "save_objective", "save_projector", "stage1_config",
-]  # fmt: skip
+    "ProjectorReport",
+    "load_objective",
+    "load_projector",
+    "save_config",
+    "save_objective",
+    "save_projector",
+    "stage1_config",
+]
 
 OBJECTIVE_SAFETENSORS = "alignment_objective.safetensors"
 
@@ -47,8 +54,8 @@ class ProjectorReport:
 def save_projector(projector: nn.Module, out_dir: str | Path, dtype: torch.dtype | None = None) -> None:
     """Writes mm_projector.bin (what LLaVA reads) and mm_projector.safetensors, both with keys `model.mm_projector.*`.
 
-    dtype: of the stored tensors; None keeps the projector's. Raises ValueError when a weight is empty, as ZeRO-3 leaves them
-    on every rank: gather them first.
+    dtype: of the stored tensors; None keeps the projector's. Raises ValueError when a weight is empty, as ZeRO-3 leaves
+    them on every rank: gather them first.
     """
     tensors = {_PREFIX + name: tensor for name, tensor in _state(projector, "projector", dtype).items()}
     out_dir = Path(out_dir)
@@ -60,9 +67,9 @@ def load_projector(path: str | Path, projector: nn.Module) -> ProjectorReport:
     """Loads a projector that we or LLaVA wrote, in place and cast to the projector's dtype.
 
     path: a .bin or .safetensors file, or a folder with mm_projector.bin (first, since it is what LLaVA reads) or
-    mm_projector.safetensors. As in LLaVA, a key counts from "mm_projector." on, whatever stands before it; keys without that
-    text are reported and left alone. Raises ValueError for a file that is no dict of tensors, and for missing, surplus or
-    misshapen weights (with both shapes); FileNotFoundError when there is no file.
+    mm_projector.safetensors. As in LLaVA, a key counts from "mm_projector." on, whatever stands before it; keys without
+    that text are reported and left alone. Raises ValueError for a file that is no dict of tensors, and for missing,
+    surplus or misshapen weights (with both shapes); FileNotFoundError when there is no file.
     """
     file = _projector_file(Path(path))
     stored = _read_tensors(file)
@@ -76,9 +83,13 @@ def load_projector(path: str | Path, projector: nn.Module) -> ProjectorReport:
             raise ValueError(f"{file}: two keys end in {_MARK}.{name}; one of them is {key!r}")
         else:
             found[name] = tensor
-    _load_strictly(projector, found, f"{file}: the projector", "Is it the projector type and the base models it was trained for?")
+    _load_strictly(
+        projector, found, f"{file}: the projector", "Is it the projector type and the base models it was trained for?"
+    )
     report = ProjectorReport(file, next(iter(found.values())).dtype if found else None, tuple(ignored))
-    logger.info("projector from %s: %d tensors, %s; ignored keys: %s", file, len(found), report.dtype, ignored or "none")
+    logger.info(
+        "projector from %s: %d tensors, %s; ignored keys: %s", file, len(found), report.dtype, ignored or "none"
+    )
     return report
 
 
@@ -108,7 +119,9 @@ def load_objective(path: str | Path, objective: nn.Module) -> None:
     _refuse_projector_names(wanted, "the objective")
     if not file.exists():
         if wanted:
-            raise FileNotFoundError(f"{file} is missing; the objective has {len(wanted)} tensors to load: {sorted(wanted)}")
+            raise FileNotFoundError(
+                f"{file} is missing; the objective has {len(wanted)} tensors to load: {sorted(wanted)}"
+            )
         return
     stored = _read_tensors(file)
     _refuse_projector_names(stored, str(file))
@@ -126,7 +139,9 @@ def _state(module: nn.Module, what: str, dtype: torch.dtype | None) -> dict[str,
     state = {}
     for name, tensor in module.state_dict().items():
         if tensor.numel() == 0:
-            raise ValueError(f"{what}: {name} is empty, so ZeRO-3 holds it in shards. Gather the parameters before saving.")
+            raise ValueError(
+                f"{what}: {name} is empty, so ZeRO-3 holds it in shards. Gather the parameters before saving."
+            )
         tensor = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None)
         state[name] = tensor.clone(memory_format=torch.contiguous_format)
     return state
@@ -146,7 +161,9 @@ def _write_aside(file: Path, write: Callable[[Path], object]) -> None:
 def _projector_file(path: Path) -> Path:
     if not path.is_dir():
         if not path.exists():
-            raise FileNotFoundError(f"{path} does not exist; expected a projector file or the folder that stage 1 wrote")
+            raise FileNotFoundError(
+                f"{path} does not exist; expected a projector file or the folder that stage 1 wrote"
+            )
         return path
     for name in (PROJECTOR_BIN, PROJECTOR_SAFETENSORS):
         if (path / name).exists():
@@ -180,11 +197,14 @@ def _load_strictly(module: nn.Module, stored: Mapping[str, Tensor], what: str, w
     wanted = module.state_dict()
     missing, surplus = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
     if missing or surplus:
-        raise ValueError(f"{what} does not fit: missing {missing or 'nothing'}, too many {surplus or 'nothing'}. {way_out}")
+        raise ValueError(
+            f"{what} does not fit: missing {missing or 'nothing'}, too many {surplus or 'nothing'}. {way_out}"
+        )
     for name, tensor in wanted.items():
         if stored[name].shape != tensor.shape:
             raise ValueError(
-                f"{what} does not fit: {name} is {list(stored[name].shape)} in the file and {list(tensor.shape)} in the model. {way_out}"
+                f"{what} does not fit: {name} is {list(stored[name].shape)} in the file and {list(tensor.shape)} in "
+                f"the model. {way_out}"
             )
     module.load_state_dict(dict(stored), strict=True)
 

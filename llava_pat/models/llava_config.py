@@ -1,4 +1,4 @@
-"""The config.json that LLaVA writes beside a projector: the language model's config in transformers 4.37's words, plus mm_*.
+"""The config.json that LLaVA writes beside a projector: the language model's in transformers 4.37's words, plus mm_*.
 
 Source of the keys: what LLaVA at c121f04 with its own pins left (tests/assets/llava_written/out-llava-pt/config.json).
 """
@@ -26,9 +26,10 @@ def stage1_config(
     """The dict for config.json of a stage-1 folder.
 
     vision_tower: better the hub id than an absolute path, which would not be found elsewhere. vision_width: Dv.
-    model_name_or_path: kept as `_name_or_path`; by default where llm_config came from. dtype: "float32", "bfloat16" ...;
-    by default the one in llm_config. Old and new transformers both read the result: it has 4.37's names (rope_theta,
-    rope_scaling, torch_dtype), which 5.x still accepts, while 4.37 would silently take 10000 for a missing rope_theta.
+    model_name_or_path: kept as `_name_or_path`; by default where llm_config came from.
+    dtype: "float32", "bfloat16" ...; by default the one in llm_config.
+    Old and new transformers both read the result: it has 4.37's names (rope_theta, rope_scaling, torch_dtype), which
+    5.x still accepts, while 4.37 would silently take 10000 for a missing rope_theta.
     """
     config = llm_config.to_diff_dict()
     config["torch_dtype"] = _dtype_name(config.pop("dtype", None) if dtype is None else dtype)
@@ -72,7 +73,8 @@ def _restore_rope_keys(config: dict) -> None:
     if scaling.get("rope_type", "default") == "default":
         config["rope_scaling"] = None
     elif scaling["rope_type"] in ("linear", "dynamic"):
-        config["rope_scaling"] = {"type": scaling["rope_type"], "factor": scaling["factor"]}  # 4.37 takes these two keys only
+        # 4.37 takes these two keys only
+        config["rope_scaling"] = {"type": scaling["rope_type"], "factor": scaling["factor"]}
     else:
         config["rope_scaling"] = scaling  # unknown to 4.37, whatever it is called
 

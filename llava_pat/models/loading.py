@@ -17,11 +17,17 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 logger = logging.getLogger(__name__)
 
-_OTHER_HALF_OF_CLIP = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "vision_model.embeddings.position_ids")
+_OTHER_HALF_OF_CLIP = (
+    "text_model.",
+    "text_projection.",
+    "visual_projection.",
+    "logit_scale",
+    "vision_model.embeddings.position_ids",
+)
 """What a CLIPModel checkpoint holds beside its vision tower (`position_ids` is a buffer that old versions saved)."""
 
 _LOGIT_TRANSFORMS = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
-"""Config keys of language models whose logits are not `lm_head(hidden)`, with the value that switches the extra step off."""
+"""Config keys of language models whose logits are not `lm_head(hidden)`, with the value that switches the step off."""
 
 
 @contextmanager
@@ -43,12 +49,14 @@ def load_vision_tower(name_or_path: str, dtype: torch.dtype, attn_implementation
     config = AutoConfig.from_pretrained(name_or_path)
     if config.model_type not in ("clip", "clip_vision_model"):
         raise ValueError(
-            f"vision tower {name_or_path}: its config.json says model_type {config.model_type!r}, expected 'clip_vision_model' or 'clip'"
+            f"vision tower {name_or_path}: its config.json says model_type {config.model_type!r}, expected "
+            "'clip_vision_model' or 'clip'"
         )
     vision_config = config if isinstance(config, CLIPVisionConfig) else config.vision_config
     if vision_config.image_size % vision_config.patch_size:
         raise ValueError(
-            f"vision tower {name_or_path}: image size {vision_config.image_size} is not a multiple of patch size {vision_config.patch_size}"
+            f"vision tower {name_or_path}: image size {vision_config.image_size} is not a multiple of patch size "
+            f"{vision_config.patch_size}"
         )
     with _hugging_face_report_off():
         tower, info = CLIPVisionModel.from_pretrained(
@@ -69,8 +77,8 @@ def load_language_model(name_or_path: str, dtype: torch.dtype, attn_implementati
     for key, off in _LOGIT_TRANSFORMS.items():
         if key in settings and settings[key] not in (None, off):
             raise ValueError(
-                f"language model {name_or_path}: config.json has {key} = {settings[key]}, so its logits are not lm_head(hidden). "
-                "Such models are not supported."
+                f"language model {name_or_path}: config.json has {key} = {settings[key]}, so its logits are not "
+                "lm_head(hidden). Such models are not supported."
             )
     with _hugging_face_report_off():
         llm, info = AutoModelForCausalLM.from_pretrained(
@@ -83,7 +91,7 @@ def load_language_model(name_or_path: str, dtype: torch.dtype, attn_implementati
 
 
 def load_image_processor(name_or_path: str, image_size: int) -> CLIPImageProcessorPil:
-    """The tower's image processor (transformers' PIL backend: no torchvision needed, LLaVA's pixels to the bit of PIL's resize).
+    """The tower's image processor, by transformers' PIL backend: no torchvision needed, and LLaVA's pixels.
 
     image_size: the tower's, in pixels. Raises ValueError when the processor makes images of another size.
     """
@@ -91,8 +99,8 @@ def load_image_processor(name_or_path: str, image_size: int) -> CLIPImageProcess
     height, width = processor.crop_size["height"], processor.crop_size["width"]
     if (height, width) != (image_size, image_size):
         raise ValueError(
-            f"vision tower {name_or_path}: preprocessor_config.json crops to {height} x {width}, but the tower's config.json takes "
-            f"{image_size} x {image_size} pixels, so the patch grids differ. Make the two files agree."
+            f"vision tower {name_or_path}: preprocessor_config.json crops to {height} x {width}, but the tower's "
+            f"config.json takes {image_size} x {image_size} pixels, so the grids differ. Make the two files agree."
         )
     return processor
 
@@ -101,7 +109,9 @@ def enable_gradient_checkpointing(llm: PreTrainedModel, keywords: dict | None) -
     """Switches checkpointing on by the one name that all transformers 5 versions share (5.23 calls it deprecated)."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, message=".*gradient_checkpointing_enable.*")
-        llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False} if keywords is None else keywords)
+        llm.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={"use_reentrant": False} if keywords is None else keywords
+        )
 
 
 def disable_gradient_checkpointing(llm: PreTrainedModel) -> None:
@@ -113,8 +123,9 @@ def disable_gradient_checkpointing(llm: PreTrainedModel) -> None:
 def _refuse_bad_load(what: str, missing: set, mismatched: set, surplus: set) -> None:
     if missing or mismatched or surplus:
         raise ValueError(
-            f"{what}: the weights do not fit the config: {len(missing)} missing {_some(missing)}, {len(mismatched)} of another shape "
-            f"{_some(mismatched)}, {len(surplus)} unexpected {_some(surplus)}. Is the folder complete and its config.json its own?"
+            f"{what}: the weights do not fit the config: {len(missing)} missing {_some(missing)}, {len(mismatched)} "
+            f"of another shape {_some(mismatched)}, {len(surplus)} unexpected {_some(surplus)}. Is the folder complete "
+            "and its config.json its own?"
         )
 
 

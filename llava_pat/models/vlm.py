@@ -33,10 +33,10 @@ SELECT_FEATURES = ("patch", "cls_patch")
 class VisionLanguageModel(nn.Module):
     """LLaVA-1.5 from Hugging Face's own classes.
 
-    tower: CLIPVisionModel; projector: [..., Dv] -> [..., D]; llm: any AutoModelForCausalLM whose logits are lm_head(hidden).
-    select_layer: index into the tower's hidden states as LLaVA counts them (0 = embeddings, -2 = before the last layer).
+    tower: CLIPVisionModel; projector: [..., Dv] -> [..., D]; llm: any AutoModelForCausalLM with logits lm_head(hidden).
+    select_layer: index into the tower's hidden states as LLaVA counts (0 = embeddings, -2 = before the last layer).
     select_feature: "patch" drops the class token, "cls_patch" keeps it in front (LLaVA's names).
-    Nothing is frozen at birth but the tower, whose features never carry a gradient; see `freeze_for_stage1`.
+    The tower is in eval mode from birth and its features carry no gradient; freezing is `freeze_for_stage1`.
     """
 
     def __init__(
@@ -53,7 +53,10 @@ class VisionLanguageModel(nn.Module):
         depth = len(tower.encoder.layers)
         layer = select_layer if select_layer >= 0 else depth + 1 + select_layer
         if not 0 <= layer <= depth:
-            raise ValueError(f"select_layer {select_layer} is out of range: the vision tower has {depth} layers, so {-depth - 1} to {depth}")
+            raise ValueError(
+                f"select_layer {select_layer} is out of range: the vision tower has {depth} layers, so {-depth - 1} "
+                f"to {depth}"
+            )
         self.tower, self.projector, self.llm = tower, projector, llm
         self.select_layer, self.select_feature = select_layer, select_feature
         self._layer = layer  # non-negative: hidden state after this many layers
@@ -74,7 +77,7 @@ class VisionLanguageModel(nn.Module):
         """Pretrained tower and language model (folders or hub ids), with a new projector.
 
         dtype: of tower and language model. The projector stays fp32, as LLaVA keeps it: it is what stage 1 trains.
-        attn_implementation: the language model's; the tower follows it only for "eager" (flash attention is of no use to it).
+        attn_implementation: the language model's; the tower follows it for "eager" and otherwise takes sdpa.
         The tower's layers above `select_layer` are dropped: nothing reads them, and they cost time and memory.
         """
         tower = load_vision_tower(vision_tower, dtype, "eager" if attn_implementation == "eager" else "sdpa")
@@ -82,11 +85,13 @@ class VisionLanguageModel(nn.Module):
         projector = build_projector(projector_type, tower.config.hidden_size, llm.config.hidden_size)
         model = cls(tower, projector, llm, select_layer, select_feature)
         del tower.encoder.layers[model._layer :]
-        image_processor = load_image_processor(vision_tower, model.image_size)  # dies now if the grids differ, not in step 1
+        # Read now, so that grids which differ end the run here and not in step 1.
+        image_processor = load_image_processor(vision_tower, model.image_size)
         logger.info(
             "%s (layer %d, %s, %d patches of %d pixels, image %s) -> %s -> %s (width %d, vocabulary %d), %s",
-            vision_tower, select_layer, select_feature, model.num_patches, model.patch_size, dict(image_processor.crop_size),
-            projector_type, model_name_or_path, model.hidden_size, model.vocab_size, dtype,
+            vision_tower, select_layer, select_feature, model.num_patches, model.patch_size,
+            dict(image_processor.crop_size), projector_type, model_name_or_path, model.hidden_size, model.vocab_size,
+            dtype,
         )  # fmt: skip
         return model
 
@@ -151,7 +156,7 @@ class VisionLanguageModel(nn.Module):
         return self.projector(features)
 
     def embed_words(self, ids: Tensor) -> Tensor:
-        """ids [..., L] -> [..., L, D]: the language model's input embeddings. A call of the module, so ZeRO-3 may gather."""
+        """ids [..., L] -> [..., L, D]: the LLM's input embeddings, by a call of the module, so ZeRO-3 can gather."""
         return self.llm.get_input_embeddings()(ids)
 
     def embed_sequence(self, input_ids: Tensor, patch_embeds: Tensor) -> Tensor:
@@ -164,8 +169,9 @@ class VisionLanguageModel(nn.Module):
         positions, patches = int(is_image.sum()), patch_embeds.shape[0] * patch_embeds.shape[1]
         if positions != patches:
             raise ValueError(
-                f"input_ids hold {positions} image positions, but patch_embeds bring {patches} = {patch_embeds.shape[0]} images x "
-                f"{patch_embeds.shape[1]} patches: the collator's num_patches or its list of images is not this model's"
+                f"input_ids hold {positions} image positions, but patch_embeds bring {patches} = "
+                f"{patch_embeds.shape[0]} images x {patch_embeds.shape[1]} patches: the "
+                "collator's num_patches or its list of images is not this model's"
             )
         embeds = self.embed_words(input_ids.masked_fill(is_image, 0))
         if patches == 0:
@@ -174,9 +180,9 @@ class VisionLanguageModel(nn.Module):
         return embeds.masked_scatter(is_image.unsqueeze(-1), patch_embeds.to(embeds.dtype))
 
     def forward_hidden(self, input_ids: Tensor, attention_mask: Tensor, patch_embeds: Tensor) -> Tensor:
-        """input_ids, attention_mask [B, T], patch_embeds [I, N, D] -> last hidden states [B, T, D] (after the final norm).
+        """input_ids, attention_mask [B, T], patch_embeds [I, N, D] -> last hidden states [B, T, D].
 
-        Padding must be on the right. Errors as in `embed_sequence`.
+        After the final norm. Padding must be on the right. Errors as in `embed_sequence`.
         """
         embeds = self.embed_sequence(input_ids, patch_embeds)
         decoder = self.llm.get_decoder()
@@ -185,8 +191,8 @@ class VisionLanguageModel(nn.Module):
     def supervised_logits(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """hidden [B, T, D], labels [B, T] -> (logits [S, V] fp32, targets [S] int64), S positions in row-major order.
 
-        Position t predicts label t + 1. Only positions whose next label is supervised reach lm_head: image positions and
-        prompts would only cost memory. S may be 0.
+        Position t predicts label t + 1. Only positions whose next label is supervised reach lm_head: image positions
+        and prompts would only cost memory. S may be 0.
         """
         targets = labels[:, 1:]
         supervised = targets != IGNORE_INDEX

@@ -1,4 +1,4 @@
-"""A tiny random VisionLanguageModel: 28 px, patch 14 (4 patches), widths 16 and 24. Weights large enough that errors show."""
+"""A tiny VisionLanguageModel: 28 px, patch 14 (4 patches), widths 16 and 24; weights so large that errors show"""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ VISION = {
     "patch_size": 14,
 }  # fmt: skip
 TEXT = {
-    "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
-    "vocab_size": 50, "max_position_embeddings": 64, "initializer_range": 0.4, "bos_token_id": 1, "eos_token_id": 2,
+    "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads":
+    2, "vocab_size": 50, "max_position_embeddings": 64, "initializer_range": 0.4, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 
 
@@ -30,10 +30,14 @@ def written() -> Path:
 
 @pytest.fixture
 def tiny_vlm() -> Callable[..., VisionLanguageModel]:
-    def build(projector: str = "mlp2x_gelu", select_layer: int = -2, select_feature: str = "patch", **text) -> VisionLanguageModel:
+    def build(
+        projector: str = "mlp2x_gelu", select_layer: int = -2, select_feature: str = "patch", **text
+    ) -> VisionLanguageModel:
         torch.manual_seed(0)
         tower = CLIPVisionModel(CLIPVisionConfig(**VISION))
         llm = LlamaForCausalLM(LlamaConfig(**(TEXT | text)))
-        return VisionLanguageModel(tower, build_projector(projector, 16, llm.config.hidden_size), llm, select_layer, select_feature)
+        return VisionLanguageModel(
+            tower, build_projector(projector, 16, llm.config.hidden_size), llm, select_layer, select_feature
+        )
 
     return build

@@ -12,7 +12,12 @@ from llava_pat.models import checkpoint
 from llava_pat.models.checkpoint import load_objective, load_projector, save_objective, save_projector
 from llava_pat.models.projectors import build_projector
 
-MLP_KEYS = ["model.mm_projector.0.bias", "model.mm_projector.0.weight", "model.mm_projector.2.bias", "model.mm_projector.2.weight"]
+MLP_KEYS = [
+    "model.mm_projector.0.bias",
+    "model.mm_projector.0.weight",
+    "model.mm_projector.2.bias",
+    "model.mm_projector.2.weight",
+]
 
 
 def same(first: nn.Module, second: nn.Module) -> bool:
@@ -29,7 +34,10 @@ def test_round_trip_in_both_files(tmp_path, kind, keys):
     save_projector(projector, tmp_path / "out")
     assert sorted(os.listdir(tmp_path / "out")) == ["mm_projector.bin", "mm_projector.safetensors"]
     plain = torch.load(tmp_path / "out" / "mm_projector.bin", weights_only=True)
-    assert type(plain) is dict and sorted(plain) == sorted(load_file(tmp_path / "out" / "mm_projector.safetensors")) == keys
+    assert (
+        type(plain) is dict
+        and sorted(plain) == sorted(load_file(tmp_path / "out" / "mm_projector.safetensors")) == keys
+    )
     for path in ("out", "out/mm_projector.bin", "out/mm_projector.safetensors"):
         other = build_projector(kind, 6, 6)
         report = load_projector(tmp_path / path, other)
@@ -88,7 +96,9 @@ def test_refusals(tmp_path):
     before = {name: tensor.clone() for name, tensor in linear.state_dict().items()}
     with pytest.raises(ValueError, match=r"missing \['bias', 'weight'\], too many \['0.bias'"):
         load_projector(tmp_path / "mlp", linear)
-    with pytest.raises(ValueError, match=r"mm_projector.bin.*0.weight is \[4, 3\] in the file and \[4, 5\] in the model"):
+    with pytest.raises(
+        ValueError, match=r"mm_projector.bin.*0.weight is \[4, 3\] in the file and \[4, 5\] in the model"
+    ):
         load_projector(tmp_path / "mlp", build_projector("mlp2x_gelu", 5, 4))
     with pytest.raises(ValueError, match=r"too many \['4.bias', '4.weight'\]"):
         save_projector(build_projector("mlp3x_gelu", 3, 4), tmp_path / "mlp3")
@@ -124,7 +134,10 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path, monkeypatch):
 
 def test_broken_files(tmp_path):
     save_projector(nn.Linear(2, 2), tmp_path)
-    for name, message in (("mm_projector.bin", "not a file of plain tensors"), ("mm_projector.safetensors", "not a whole safetensors")):
+    for name, message in (
+        ("mm_projector.bin", "not a file of plain tensors"),
+        ("mm_projector.safetensors", "not a whole safetensors"),
+    ):
         whole = (tmp_path / name).read_bytes()
         for broken in (whole[: len(whole) // 2], b"", b"version https://git-lfs.github.com/spec/v1\n"):
             (tmp_path / name).write_bytes(broken)
@@ -174,7 +187,11 @@ def test_objective_round_trip(tmp_path):
     for path in (tmp_path, tmp_path / "alignment_objective.safetensors"):
         other = Objective(5.0)
         load_objective(path, other)
-        assert other.temperature.item() == pytest.approx(0.07) and other.seen.item() == 0 and other.seen.dtype == torch.int64
+        assert (
+            other.temperature.item() == pytest.approx(0.07)
+            and other.seen.item() == 0
+            and other.seen.dtype == torch.int64
+        )
     with pytest.raises(ValueError, match=r"missing \['weight'\], too many \['seen', 'temperature'\]"):
         load_objective(tmp_path, nn.Linear(1, 1, bias=False))
 

@@ -43,7 +43,9 @@ def padded(image, processor):
 def last_logits(model, ids, pixels):
     expanded = [t for token in ids for t in ([token] if token != IMAGE_TOKEN_INDEX else [token] * model.num_patches)]
     ids = torch.tensor([expanded])
-    hidden = model.forward_hidden(ids, torch.ones_like(ids, dtype=torch.bool), model.project(model.encode_images(pixels)))
+    hidden = model.forward_hidden(
+        ids, torch.ones_like(ids, dtype=torch.bool), model.project(model.encode_images(pixels))
+    )
     return model.llm.get_output_embeddings()(hidden[0, -1])
 
 
@@ -58,4 +60,6 @@ def test_golden_logits(llava, written_here):
         # fp32 on both sides; logits reach 4.3, and two versions of torch and transformers order their sums differently
         torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
         assert logits.argmax() == sample["greedy_ids"][1]  # [0] is the BOS that transformers 4.37 put in front
-        assert (last_logits(model, sample["input_ids"], torch.zeros_like(pixels)) - expected).abs().max() > 1e-3  # it looks
+        assert (
+            last_logits(model, sample["input_ids"], torch.zeros_like(pixels)) - expected
+        ).abs().max() > 1e-3  # it looks

@@ -33,15 +33,25 @@ def rewrite(folder, change):
 def test_from_pretrained(written, caplog):
     with caplog.at_level(logging.INFO, logger="llava_pat.models.vlm"):
         model = VisionLanguageModel.from_pretrained(str(written / "clip"), str(written / "llm"))
-    assert (model.num_patches, model.patch_size, model.vision_width, model.hidden_size, model.vocab_size) == (64, 14, 64, 128, 520)
+    assert (model.num_patches, model.patch_size, model.vision_width, model.hidden_size, model.vocab_size) == (
+        64,
+        14,
+        64,
+        128,
+        520,
+    )
     assert len(model.tower.encoder.layers) == 2  # of 3: nothing reads the last
     stored = load_file(written / "clip" / "model.safetensors")
-    assert torch.equal(model.tower.encoder.layers[1].mlp.fc2.weight, stored["vision_model.encoder.layers.1.mlp.fc2.weight"])
+    assert torch.equal(
+        model.tower.encoder.layers[1].mlp.fc2.weight, stored["vision_model.encoder.layers.1.mlp.fc2.weight"]
+    )
     assert "64 patches of 14 pixels" in caplog.text
 
 
 def test_dtype_is_the_frozen_parts(written):
-    model = VisionLanguageModel.from_pretrained(str(written / "clip"), str(written / "llm"), "linear", dtype=torch.bfloat16)
+    model = VisionLanguageModel.from_pretrained(
+        str(written / "clip"), str(written / "llm"), "linear", dtype=torch.bfloat16
+    )
     assert {p.dtype for part in (model.tower, model.llm) for p in part.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in model.projector.parameters()} == {FP32}
 
@@ -49,18 +59,35 @@ def test_dtype_is_the_frozen_parts(written):
 def test_tower_from_a_whole_clip_model(tmp_path, capfd):
     clip = CLIPModel(
         CLIPConfig(
-            text_config={"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 9,
-                         "bos_token_id": 1, "eos_token_id": 2},
-            vision_config={"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16,
-                           "image_size": 28, "patch_size": 14},
+            text_config={
+                "hidden_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "intermediate_size": 16,
+                "vocab_size": 9,
+                "bos_token_id": 1,
+                "eos_token_id": 2,
+            },
+            vision_config={
+                "hidden_size": 16,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "intermediate_size": 16,
+                "image_size": 28,
+                "patch_size": 14,
+            },
             projection_dim=8,
         )
-    )  # fmt: skip
+    )
     clip.save_pretrained(tmp_path)
     capfd.readouterr()
     tower = load_vision_tower(str(tmp_path), FP32, "sdpa")
     assert "UNEXPECTED" not in "".join(capfd.readouterr())  # the text half is no news
-    expected = {name.removeprefix("vision_model."): t for name, t in clip.state_dict().items() if name.startswith("vision_model.")}
+    expected = {
+        name.removeprefix("vision_model."): t
+        for name, t in clip.state_dict().items()
+        if name.startswith("vision_model.")
+    }
     assert tower.state_dict().keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in tower.state_dict().items())
 
@@ -76,7 +103,9 @@ def test_missing_weights_are_not_made_up(written, tmp_path, part):
     name = {"clip": "vision_model.encoder.layers.0.mlp.fc1.bias", "llm": "model.layers.1.mlp.up_proj.weight"}[part]
     rewrite(folder, lambda tensors: tensors.pop(name))
     load = {"clip": load_vision_tower, "llm": load_language_model}[part]
-    with pytest.raises(ValueError, match=f"{part}: the weights do not fit.*1 missing .*{name.removeprefix('vision_model.')}"):
+    with pytest.raises(
+        ValueError, match=f"{part}: the weights do not fit.*1 missing .*{name.removeprefix('vision_model.')}"
+    ):
         load(str(folder), FP32, "sdpa")
 
 
@@ -101,7 +130,9 @@ def test_a_patch_that_does_not_tile_the_image(written, tmp_path):
         load_vision_tower(str(folder), FP32, "sdpa")
 
 
-@pytest.mark.parametrize(("key", "value"), [("final_logit_softcapping", 30.0), ("logit_scale", 0.0625), ("logits_scaling", 8.0)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("final_logit_softcapping", 30.0), ("logit_scale", 0.0625), ("logits_scaling", 8.0)]
+)
 def test_logits_that_are_more_than_the_head(written, tmp_path, key, value):
     folder = copied(written / "llm", tmp_path, **{key: value})
     with pytest.raises(ValueError, match=f"{key} = {value}, so its logits are not"):
@@ -109,7 +140,9 @@ def test_logits_that_are_more_than_the_head(written, tmp_path, key, value):
 
 
 def test_logit_step_switched_off_is_fine(written, tmp_path):
-    load_language_model(str(copied(written / "llm", tmp_path, final_logit_softcapping=None, logit_scale=1.0)), FP32, "sdpa")
+    load_language_model(
+        str(copied(written / "llm", tmp_path, final_logit_softcapping=None, logit_scale=1.0)), FP32, "sdpa"
+    )
 
 
 def test_image_processor_needs_no_torchvision(written):

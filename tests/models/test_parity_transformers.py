@@ -18,7 +18,12 @@ from llava_pat.models.vlm import VisionLanguageModel
 from llava_pat.types import IMAGE_TOKEN_INDEX
 
 HF_IMAGE_ID = 49  # transformers spends a vocabulary id on the image; no text below uses it
-HF_TO_OURS = {"linear_1.weight": "0.weight", "linear_1.bias": "0.bias", "linear_2.weight": "2.weight", "linear_2.bias": "2.bias"}
+HF_TO_OURS = {
+    "linear_1.weight": "0.weight",
+    "linear_1.bias": "0.bias",
+    "linear_2.weight": "2.weight",
+    "linear_2.bias": "2.bias",
+}
 
 PATCHES = [IMAGE_TOKEN_INDEX] * 4
 BATCHES = {
@@ -41,17 +46,26 @@ def pair():
         hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=28, patch_size=14
     )
     text = LlamaConfig(
-        hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, vocab_size=50,
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        vocab_size=50,
         initializer_range=0.4,
-    )  # fmt: skip
+    )
     hf = LlavaForConditionalGeneration(
         LlavaConfig(vision_config=vision, text_config=text, image_token_index=HF_IMAGE_ID, vision_feature_layer=-2)
     ).eval()
-    ours = VisionLanguageModel(CLIPVisionModel(vision), build_projector("mlp2x_gelu", 16, 24), LlamaForCausalLM(text)).eval()
+    ours = VisionLanguageModel(
+        CLIPVisionModel(vision), build_projector("mlp2x_gelu", 16, 24), LlamaForCausalLM(text)
+    ).eval()
     ours.tower.load_state_dict(hf.model.vision_tower.state_dict())
     ours.llm.model.load_state_dict(hf.model.language_model.state_dict())
     ours.llm.lm_head.load_state_dict(hf.lm_head.state_dict())
-    torch.nn.init.normal_(hf.model.multi_modal_projector.linear_1.weight, std=0.5)  # hf starts it near 0, where errors hide
+    torch.nn.init.normal_(
+        hf.model.multi_modal_projector.linear_1.weight, std=0.5
+    )  # hf starts it near 0, where errors hide
     torch.nn.init.normal_(hf.model.multi_modal_projector.linear_2.weight, std=0.5)
     ours.projector.load_state_dict({HF_TO_OURS[k]: v for k, v in hf.model.multi_modal_projector.state_dict().items()})
     return hf, ours

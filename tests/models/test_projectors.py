@@ -15,7 +15,14 @@ from llava_pat.models.projectors import build_projector
         ("mlp2x_gelu", {"0.weight": (7, 5), "0.bias": (7,), "2.weight": (7, 7), "2.bias": (7,)}),
         (
             "mlp3x_gelu",
-            {"0.weight": (7, 5), "0.bias": (7,), "2.weight": (7, 7), "2.bias": (7,), "4.weight": (7, 7), "4.bias": (7,)},
+            {
+                "0.weight": (7, 5),
+                "0.bias": (7,),
+                "2.weight": (7, 7),
+                "2.bias": (7,),
+                "4.weight": (7, 7),
+                "4.bias": (7,),
+            },
         ),
     ],
 )
@@ -34,7 +41,7 @@ def test_mlp_by_formula():
 
 
 def test_initialisation_is_torchs_default():
-    """Uniform in +-1/sqrt(fan_in) for weights and biases: standard deviation bound / sqrt(3), and nothing beyond the bound."""
+    """Uniform in +-1/sqrt(fan_in) for weights and biases: deviation bound / sqrt(3), nothing beyond the bound."""
     torch.manual_seed(0)
     for name, tensor in build_projector("mlp2x_gelu", 64, 256).state_dict().items():
         bound = (64 if name.startswith("0") else 256) ** -0.5

@@ -22,7 +22,10 @@ def test_only_the_projector_changes(tiny_vlm, caplog):
     model = tiny_vlm()
     with caplog.at_level(logging.INFO, logger="llava_pat.models.vlm"):
         model.freeze_for_stage1()
-    assert [f"{part}: {n} of" in caplog.text for part, n in (("tower", 0), ("projector", 16 * 24 + 24 + 24 * 24 + 24), ("llm", 0))] == [True] * 3
+    assert [
+        f"{part}: {n} of" in caplog.text
+        for part, n in (("tower", 0), ("projector", 16 * 24 + 24 + 24 * 24 + 24), ("llm", 0))
+    ] == [True] * 3
     model.train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)

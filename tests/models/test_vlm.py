@@ -87,7 +87,9 @@ def test_supervised_logits_are_the_full_models_at_those_positions(tiny_vlm):
         full = model.llm(input_ids=ids, attention_mask=mask.long()).logits
         logits, targets = model.supervised_logits(model.forward_hidden(ids, mask, torch.zeros(0, 4, 24)), labels)
     assert targets.tolist() == [6, 7, 8, 9, 11, 13]  # row-major
-    torch.testing.assert_close(logits, torch.stack([full[0, 9], full[0, 10], full[0, 11], full[1, 0], full[1, 2], full[2, 5]]))
+    torch.testing.assert_close(
+        logits, torch.stack([full[0, 9], full[0, 10], full[0, 11], full[1, 0], full[1, 2], full[2, 5]])
+    )
 
 
 def test_only_supervised_positions_reach_lm_head(tiny_vlm):
