@@ -74,8 +74,8 @@ def test_bright_patches_are_the_masks_patches(kind, size):
         coverage = geometry.coverage(mask, PATCH)
         assert coverage.dtype == torch.float32 and coverage.shape == (64,)
         assert torch.allclose(seen, coverage, atol=0.06)
-        assert torch.equal(seen > 0.5, coverage > 0.5) or (seen - coverage).abs().max() < 0.06
-        assert brightness(geometry.pixels(image))[coverage == 0].abs().max(initial=0) < 0.06 if False else True
+        assert set(torch.nonzero(seen > 0.56).flatten().tolist()) <= set(torch.nonzero(coverage > 0.5).flatten().tolist())
+        assert set(torch.nonzero(coverage > 0.56).flatten().tolist()) <= set(torch.nonzero(seen > 0.5).flatten().tolist())
 
 
 @pytest.mark.parametrize("kind", [CenterCrop, Pad])
@@ -89,9 +89,10 @@ def test_mask_coverage_and_box_agree(kind, size):
     assert torch.allclose(brightness(moved.unsqueeze(0)), geometry.coverage(mask, PATCH), atol=1e-5)
     x0, y0, x1, y1 = geometry.box(box, size[1], size[0])
     assert float(moved.sum()) == pytest.approx((x1 - x0) * (y1 - y0), rel=1e-4)
-    rows, columns = torch.nonzero(moved, as_tuple=True)
-    assert (int(rows.min()), int(columns.min())) == (int(y0), int(x0))
-    assert (int(rows.max()), int(columns.max())) == (int(np.ceil(y1)) - 1, int(np.ceil(x1)) - 1)
+    rows, columns = torch.nonzero(moved > 1e-3, as_tuple=True)
+    first = 1e-3  # an edge that falls on a pixel's edge may be off by rounding
+    assert (int(rows.min()), int(columns.min())) == (int(y0 + first), int(x0 + first))
+    assert (int(rows.max()), int(columns.max())) == (int(y1 - first), int(x1 - first))
 
 
 def test_crop_by_hand():
