@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Sourced by the training scripts, after setup.sh: `launch SCRIPT [flags...]` on as many processes as there are.
+#
+#     HOSTFILE=FILE   several nodes, by the deepspeed launcher (its hostfile format: `node1 slots=8`)
+#     NNODES=N NODE_RANK=I MASTER_ADDR=HOST   several nodes, by torchrun started on each of them
+#     NUM_GPUS=N      N processes on this machine (on a machine without a GPU: N CPU processes)
+#     otherwise       one process per visible GPU; on a CPU plain python
+#     MASTER_PORT     port of torchrun and deepspeed (default 29500), for two runs on one machine
+
+visible_gpus() { python -c 'import torch; print(torch.cuda.device_count())'; }
+
+launch() {
+    local count port="${MASTER_PORT:-29500}"
+    if [[ -n "${HOSTFILE:-}" ]]; then
+        [[ -f "$HOSTFILE" ]] || { echo "HOSTFILE=$HOSTFILE: no such file" >&2; return 1; }
+        echo "[launch] deepspeed on the nodes of $HOSTFILE: $*" >&2
+        deepspeed --hostfile "$HOSTFILE" --master_port "$port" "$@"
+        return
+    fi
+    count="${NUM_GPUS:-$(visible_gpus)}"
+    if [[ -n "${NNODES:-}" ]]; then
+        echo "[launch] node ${NODE_RANK:?set NODE_RANK} of $NNODES, $count processes, by torchrun: $*" >&2
+        torchrun --nnodes "$NNODES" --node_rank "$NODE_RANK" --nproc_per_node "$count" \
+            --master_addr "${MASTER_ADDR:?set MASTER_ADDR}" --master_port "$port" "$@"
+    elif ((count == 0)) || { ((count == 1)) && (($(visible_gpus) == 0)); }; then
+        echo "[launch] one process on the CPU: $*" >&2
+        python "$@"
+    else
+        echo "[launch] $count processes by torchrun: $*" >&2
+        torchrun --nproc_per_node "$count" --master_port "$port" "$@"
+    fi
+}

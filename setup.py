@@ -1,0 +1,54 @@
+"""Package metadata. Installs llava_pat only; train/, eval/, scripts/ and playground/ are run from a clone.
+
+    pip install -e .            # ranges; scripts/setup.sh installs the tested versions instead
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_namespace_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "llava_pat" / "__init__.py").read_text(), re.MULTILINE).group(1)
+README = HERE / "README.md"
+
+setup(
+    name="llava-pat",
+    version=VERSION,
+    description="LLaVA-1.5 training with patch-level alignment objectives in stage 1",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_namespace_packages(include=["llava_pat", "llava_pat.*"]),
+    install_requires=[
+        "torch>=2.6",
+        "transformers>=5.17,<6",
+        "accelerate>=1.1",
+        "numpy",
+        "pillow",
+        "pycocotools",
+        "protobuf",
+        "pyyaml",
+        "safetensors",
+        "sentencepiece",
+        "tqdm",
+    ],
+    extras_require={
+        "deepspeed": ["deepspeed>=0.19", "ninja"],
+        "playground": ["scikit-learn", "scipy"],
+        "wandb": ["wandb"],
+        "tensorboard": ["tensorboard"],
+        # an sdist: needs CUDA_HOME and a compiler; without it attention runs on sdpa
+        "flash-attn": ["flash-attn"],
+        "qlora": ["bitsandbytes>=0.50", "peft>=0.21"],
+        # torchvision exists for exactly this torch, and only its CUDA build ("===" leaves out "+cpu") works everywhere
+        "open-clip": ["torch===2.13.0", "torchvision==0.28.0", "open_clip_torch==3.3.0"],
+        "eval": ["pycocoevalcap", "openpyxl", "shortuuid"],
+        "dev": ["pytest>=8", "ruff", "mistral-common", "scikit-learn", "scipy", "tensorboard", "wandb"],
+    },
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
