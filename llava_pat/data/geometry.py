@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -169,6 +170,7 @@ def _batch(mask: Tensor | np.ndarray) -> Tensor:
     return masks if masks.ndim == 3 else masks.unsqueeze(0)
 
 
+@lru_cache(maxsize=32)  # the regions of an image, and images of one size, share it; callers only read it
 def _overlaps(length: int, scale: float, offset: float, cells: int, size: int) -> Tensor:
     """[cells, length]: which share of each output cell lies on each source pixel, along one axis.
 

@@ -112,13 +112,17 @@ def _turns(conversations: Any, where: str) -> tuple[Turn, ...]:
             raise DataError(f"{where}: message {position} is from {role!r}; known roles are {', '.join(ROLES)}")
         expected = ROLES[position % 2]
         if role != expected:
-            raise DataError(f"{where}: message {position} is from {role!r} where {expected!r} must speak (human first, in turn)")
+            raise DataError(
+                f"{where}: message {position} is from {role!r} where {expected!r} must speak (human first, then in turn)"
+            )
         if not isinstance(value, str):
             raise DataError(f"{where}: message {position} holds a {type(value).__name__}, not text")
         if role == "gpt" and not value.strip():
-            raise DataError(f"{where}: message {position} is an empty answer; there is nothing to learn from it")
+            raise DataError(f"{where}: message {position} is an empty answer; drop the record")
         if role == "gpt" and IMAGE_TOKEN in value:
-            raise DataError(f"{where}: message {position} is an answer that holds {IMAGE_TOKEN}; images belong to questions")
+            raise DataError(
+                f"{where}: message {position} is an answer that holds {IMAGE_TOKEN}; images belong to questions"
+            )
         turns.append(Turn(role, value))
     if len(turns) % 2:
         raise DataError(f"{where}: the last of {len(turns)} messages is a question without an answer; drop or answer it")

@@ -36,20 +36,22 @@ PROBES = (
 """Texts that tell the known differences apart; every one must encode as sentencepiece encodes it."""
 
 
-def adopt_sentencepiece(tokenizer: LlamaTokenizer, model_file: str | Path) -> None:
+def adopt_sentencepiece(tokenizer: LlamaTokenizer, model_file: str | Path, legacy: bool) -> None:
     """Rebuild `tokenizer`'s backend from a sentencepiece BPE `tokenizer.model`, in place; added tokens stay.
 
+    `legacy` is tokenizer_config.json's key: whether the text behind a special token has a dummy prefix too.
     Raises DataError when the model is not BPE, or when the result still differs from sentencepiece.
     """
     proto = sentencepiece_model_pb2.ModelProto()
     proto.ParseFromString(Path(model_file).read_bytes())
     if proto.trainer_spec.model_type != _BPE:
-        raise DataError(f"{model_file}: is not a BPE model (type {proto.trainer_spec.model_type}); Llama's tokenizers are")
+        raise DataError(f"{model_file}: is of model type {proto.trainer_spec.model_type}, not BPE ({_BPE}) as Llama's are")
+    tokenizer.legacy = legacy
     backend = tokenizer.backend_tokenizer
     backend.model = _bpe(proto)
     # Slow `legacy` tokenizers put the dummy prefix before every stretch between special tokens; with legacy=False
     # only the start of a text has it, which only the pre-tokenizer that transformers set up can express.
-    prefix_everywhere = bool(tokenizer.legacy) and proto.normalizer_spec.add_dummy_prefix
+    prefix_everywhere = legacy and proto.normalizer_spec.add_dummy_prefix
     steps = _normalizer_steps(proto.normalizer_spec, prefix_everywhere)
     backend.normalizer = normalizers.Sequence(steps)
     if prefix_everywhere:

@@ -7,6 +7,7 @@ end inside a supervised span. The ids are LLaVA's: BOS, chunks tokenised on thei
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ def load_tokenizer(path: str | Path, model_max_length: int = 2048) -> PreTrained
         raise DataError(f"{path}: {type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed")
     model_file = cached_file(path, "tokenizer.model", _raise_exceptions_for_missing_entries=False)
     if model_file is not None and isinstance(tokenizer, LlamaTokenizer):
-        adopt_sentencepiece(tokenizer, model_file)
+        adopt_sentencepiece(tokenizer, model_file, legacy=_is_legacy(path))
     if not tokenizer.encode("a red circle", add_special_tokens=False):
         raise DataError(
             f"{path}: the tokenizer has {len(tokenizer)} tokens and encodes 'a red circle' to nothing; load the folder "
@@ -52,6 +53,13 @@ def load_tokenizer(path: str | Path, model_max_length: int = 2048) -> PreTrained
             raise DataError(f"{path}: the tokenizer has neither pad, unk nor eos token to pad with; set its pad_token")
         tokenizer.pad_token = substitute
     return tokenizer
+
+
+def _is_legacy(path: str | Path) -> bool:
+    """Without the key, transformers 4.37 (and so LLaVA) behaves as legacy; 5.x would not."""
+    config = cached_file(path, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False)
+    legacy = json.loads(Path(config).read_text(encoding="utf-8")).get("legacy") if config is not None else None
+    return True if legacy is None else bool(legacy)
 
 
 def encode(turns: Sequence[Turn], template: Template, tokenizer: PreTrainedTokenizerBase) -> Encoded:
@@ -191,7 +199,9 @@ def check_round_trip(template: Template, tokenizer: PreTrainedTokenizerBase) -> 
     pair = f"template {template.name!r} and this {type(tokenizer).__name__} of {len(tokenizer)} tokens do not fit"
     traits = _traits(tokenizer, len(tokenizer))
     if traits.bos not in ((), (tokenizer.bos_token_id,)):
-        raise DataError(f"{pair}: it puts {list(traits.bos)} around an empty text, expected BOS or nothing (add_eos_token?)")
+        raise DataError(
+            f"{pair}: it puts {list(traits.bos)} around an empty text where BOS or nothing is expected; is add_eos_token on?"
+        )
     for control in template.controls:
         ids = tokenizer.encode(control, add_special_tokens=False)
         if len(ids) != 1 or ids[0] == tokenizer.unk_token_id or ids[0] not in tokenizer.added_tokens_decoder:

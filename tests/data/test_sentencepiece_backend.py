@@ -38,6 +38,14 @@ def test_equals_sentencepiece(kind, assets, large_folder, request):
         assert tokenizer.encode(text, add_special_tokens=False) == reference.encode(text), repr(text)
 
 
+def test_a_missing_legacy_key_means_legacy(tmp_path, large_folder, large_tokenizer):
+    shutil.copy(large_folder / "tokenizer.model", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "add_bos_token": true}')
+    text = "A1</s>USER: Q2"
+    assert load_tokenizer(tmp_path).encode(text) == large_tokenizer.encode(text)
+    assert "\u2581US" in large_tokenizer.tokenize(text), "the dummy prefix is there"
+
+
 def test_it_is_needed(large_folder):
     """When transformers reads the scores again, this file can go: the test says so."""
     plain = LlamaTokenizer.from_pretrained(large_folder)
