@@ -48,9 +48,9 @@ class CheckReport:
         ]
         if self.images_with_regions:
             lines.append(
-                f"{self.images_with_regions} images with {self.regions} regions; of {self.region_images_examined} looked "
-                f"at closely: {self.regions_removed} regions removed by the crop, {self.labelled_patches} labelled "
-                f"patches, {self.multi_label_patches} of them under several labels"
+                f"{self.images_with_regions} images with {self.regions} regions; of {self.region_images_examined} "
+                f"looked at closely: {self.regions_removed} regions removed by the crop, {self.labelled_patches} "
+                f"labelled patches, {self.multi_label_patches} of them under several labels"
             )
         return "\n".join(lines)
 

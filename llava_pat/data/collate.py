@@ -28,8 +28,8 @@ def expand_images(
             continue
         if len(ids) + num_patches > model_max_length:
             raise DataError(
-                f"{where}: an image takes positions {len(ids)} to {len(ids) + num_patches - 1}, but model_max_length is "
-                f"{model_max_length}; shorten the text before it or raise model_max_length"
+                f"{where}: an image takes positions {len(ids)} to {len(ids) + num_patches - 1}, but model_max_length "
+                f"is {model_max_length}; shorten the text before it or raise model_max_length"
             )
         ids += [IMAGE_TOKEN_INDEX] * num_patches
         targets += [IGNORE_INDEX] * num_patches
@@ -100,8 +100,8 @@ class Collator:
                     rows, label_ids = entry
                     if rows.shape[1] != self.num_patches:
                         raise DataError(
-                            f"record {sample['index']} (id {sample['id']!r}): its regions lie on {rows.shape[1]} patches "
-                            f"but the vision tower has {self.num_patches}; patch_size or image size differ"
+                            f"record {sample['index']} (id {sample['id']!r}): its regions lie on {rows.shape[1]} "
+                            f"patches but the vision tower has {self.num_patches}; patch_size or image size differ"
                         )
                     coverage.append(rows)
                     images += [image] * len(label_ids)

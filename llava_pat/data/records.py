@@ -113,7 +113,7 @@ def _turns(conversations: Any, where: str) -> tuple[Turn, ...]:
         expected = ROLES[position % 2]
         if role != expected:
             raise DataError(
-                f"{where}: message {position} is from {role!r} where {expected!r} must speak (human first, then in turn)"
+                f"{where}: message {position} is from {role!r} where {expected!r} must speak (human first, in turn)"
             )
         if not isinstance(value, str):
             raise DataError(f"{where}: message {position} holds a {type(value).__name__}, not text")
@@ -125,5 +125,5 @@ def _turns(conversations: Any, where: str) -> tuple[Turn, ...]:
             )
         turns.append(Turn(role, value))
     if len(turns) % 2:
-        raise DataError(f"{where}: the last of {len(turns)} messages is a question without an answer; drop or answer it")
+        raise DataError(f"{where}: the last of {len(turns)} messages is an unanswered question; drop or answer it")
     return tuple(turns)

@@ -45,7 +45,7 @@ def adopt_sentencepiece(tokenizer: LlamaTokenizer, model_file: str | Path, legac
     proto = sentencepiece_model_pb2.ModelProto()
     proto.ParseFromString(Path(model_file).read_bytes())
     if proto.trainer_spec.model_type != _BPE:
-        raise DataError(f"{model_file}: is of model type {proto.trainer_spec.model_type}, not BPE ({_BPE}) as Llama's are")
+        raise DataError(f"{model_file}: is of type {proto.trainer_spec.model_type}, not BPE ({_BPE}) as Llama's are")
     tokenizer.legacy = legacy
     backend = tokenizer.backend_tokenizer
     backend.model = _bpe(proto)

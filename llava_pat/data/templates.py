@@ -140,8 +140,9 @@ _LLAVA_V1 = _vicuna("llava_v1", "human")
 _LLAMA_2 = Template(
     "llava_llama_2",
     opening=(
-        "[INST] <<SYS>>\nYou are a helpful language and vision assistant. You are able to understand the visual content "
-        "that the user provides, and assist the user with a variety of tasks using natural language.\n<</SYS>>\n\n"
+        "[INST] <<SYS>>\nYou are a helpful language and vision assistant. You are able to understand the visual "
+        "content that the user provides, and assist the user with a variety of tasks using natural language.\n"
+        "<</SYS>>\n\n"
     ),
     between="<s>[INST] ",
     header=" [/INST]",

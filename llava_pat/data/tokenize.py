@@ -200,7 +200,8 @@ def check_round_trip(template: Template, tokenizer: PreTrainedTokenizerBase) -> 
     traits = _traits(tokenizer, len(tokenizer))
     if traits.bos not in ((), (tokenizer.bos_token_id,)):
         raise DataError(
-            f"{pair}: it puts {list(traits.bos)} around an empty text where BOS or nothing is expected; is add_eos_token on?"
+            f"{pair}: it puts {list(traits.bos)} around an empty text where BOS or nothing is expected; "
+            "is add_eos_token on?"
         )
     for control in template.controls:
         ids = tokenizer.encode(control, add_special_tokens=False)

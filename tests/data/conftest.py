@@ -1,4 +1,4 @@
-"""Tokenizers and records that the data tests share: LLaVA's golden ones, a real 32,000-piece model, a byte-level one."""
+"""Tokenizers and records that the data tests share: LLaVA's own, a real 32,000-piece model, a byte-level one."""
 
 from __future__ import annotations
 
@@ -71,5 +71,8 @@ def byte_level_tokenizer() -> PreTrainedTokenizerFast:
     )
     backend.train_from_iterator(["a red circle above the blue square, assistant and user"] * 4, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", extra_special_tokens=["<|im_start|>"]
+        tokenizer_object=backend,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens=["<|im_start|>"],
     )

@@ -6,7 +6,7 @@ import torch
 from llava_pat.data.collate import Collator, expand_images, patch_regions
 from llava_pat.types import IGNORE_INDEX, IMAGE_TOKEN_INDEX, DataError
 
-X, I = IGNORE_INDEX, IMAGE_TOKEN_INDEX
+X, IMG = IGNORE_INDEX, IMAGE_TOKEN_INDEX
 
 
 def sample(index, ids, labels, images=0, regions=None):
@@ -27,9 +27,9 @@ def region(labels, patches=2):
 
 def test_by_hand():
     batch = Collator(num_patches=2, pad_token_id=7, model_max_length=99)(
-        [sample(5, [1, I, 8, 9], [X, X, 8, 9], images=1), sample(3, [1, I, 4, I, 6, 2], [X, X, X, X, 6, 2], images=2)]
+        [sample(5, [1, IMG, 8, 9], [X, X, 8, 9], images=1), sample(3, [1, IMG, 4, IMG, 6, 2], [X, X, X, X, 6, 2], images=2)]
     )
-    assert batch["input_ids"].tolist() == [[1, I, I, 8, 9, 7, 7, 7], [1, I, I, 4, I, I, 6, 2]]
+    assert batch["input_ids"].tolist() == [[1, IMG, IMG, 8, 9, 7, 7, 7], [1, IMG, IMG, 4, IMG, IMG, 6, 2]]
     assert batch["labels"].tolist() == [[X, X, X, 8, 9, X, X, X], [X, X, X, X, X, X, 6, 2]]
     assert batch["attention_mask"].tolist() == [[True] * 5 + [False] * 3, [True] * 8]
     assert batch["pixel_values"].shape == (3, 3, 4, 4)
@@ -48,13 +48,13 @@ def test_text_only_batch_has_an_empty_pixel_tensor():
 
 
 def test_regions_of_a_mixed_batch():
-    """Images 0-3 of the batch: one region, unannotated, two regions; a text-only sample in between."""
+    """Images 0-2 of the batch: one region, unannotated, two regions; a text-only sample in between."""
     first, third = region([[4]]), region([[5, 6], [7]])
     batch = Collator(2, 0, 99)(
         [
-            sample(0, [I, 3], [X, 3], 1, [first]),
+            sample(0, [IMG, 3], [X, 3], 1, [first]),
             sample(1, [3], [3], 0, []),
-            sample(2, [I, I, 3], [X, X, 3], 2, [None, third]),
+            sample(2, [IMG, IMG, 3], [X, X, 3], 2, [None, third]),
         ]
     )
     regions = patch_regions(batch)
@@ -67,21 +67,21 @@ def test_regions_of_a_mixed_batch():
 
 @pytest.mark.parametrize("entries", [[None], [(torch.zeros(0, 2), [])]])
 def test_no_regions_in_the_batch_but_in_the_data_set(entries):
-    regions = patch_regions(Collator(2, 0, 99)([sample(0, [I, 3], [X, 3], 1, entries)]))
+    regions = patch_regions(Collator(2, 0, 99)([sample(0, [IMG, 3], [X, 3], 1, entries)]))
     assert regions.coverage.shape == (0, 2) and regions.image.shape == (0,)
     assert regions.label_ids.shape == (0, 1) and regions.label_mask.shape == (0, 1)
-    assert (regions.image.dtype, regions.label_ids.dtype, regions.label_mask.dtype) == (torch.int64, torch.int64, torch.bool)
+    assert regions.image.dtype == regions.label_ids.dtype == torch.int64 and regions.label_mask.dtype == torch.bool
 
 
 def test_another_patch_grid_is_refused():
     with pytest.raises(DataError, match=r"id-0.*lie on 3 patches but the vision tower has 2"):
-        Collator(2, 0, 99)([sample(0, [I, 3], [X, 3], 1, [region([[4]], patches=3)])])
+        Collator(2, 0, 99)([sample(0, [IMG, 3], [X, 3], 1, [region([[4]], patches=3)])])
 
 
 def test_truncation_is_after_expansion_and_counted():
     collator = Collator(num_patches=3, pad_token_id=0, model_max_length=5)
-    batch = collator([sample(0, [1, I, 8, 9, 2], [X, X, 8, 9, 2], 1), sample(1, [1, 8], [X, 8])])
-    assert batch["input_ids"].tolist() == [[1, I, I, I, 8], [1, 8, 0, 0, 0]]
+    batch = collator([sample(0, [1, IMG, 8, 9, 2], [X, X, 8, 9, 2], 1), sample(1, [1, 8], [X, 8])])
+    assert batch["input_ids"].tolist() == [[1, IMG, IMG, IMG, 8], [1, 8, 0, 0, 0]]
     assert batch["labels"].tolist() == [[X, X, X, X, 8], [X, 8, X, X, X]]
     assert collator.truncated == 1
 
@@ -89,5 +89,5 @@ def test_truncation_is_after_expansion_and_counted():
 @pytest.mark.parametrize("limit", [1, 2, 3])
 def test_an_image_is_never_cut(limit):
     with pytest.raises(DataError, match=rf"record 4 \(id 'id-4'\).*positions 1 to 3.*model_max_length is {limit};"):
-        Collator(3, 0, limit)([sample(4, [1, I, 8], [X, X, 8], 1)])
-    assert expand_images([1, I, 8], [X, X, 8], 3, 4, "here") == ([1, I, I, I], [X] * 4, True)
+        Collator(3, 0, limit)([sample(4, [1, IMG, 8], [X, X, 8], 1)])
+    assert expand_images([1, IMG, 8], [X, X, 8], 3, 4, "here") == ([1, IMG, IMG, IMG], [X] * 4, True)

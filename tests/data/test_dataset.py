@@ -88,7 +88,8 @@ def test_sample(world):
 
 
 def test_through_a_data_loader_with_a_worker(world, small_tokenizer):
-    loader = DataLoader(world.build(), batch_size=3, collate_fn=Collator(PATCHES, small_tokenizer.pad_token_id, 2048), num_workers=1)
+    collator = Collator(PATCHES, small_tokenizer.pad_token_id, 2048)
+    loader = DataLoader(world.build(), batch_size=3, collate_fn=collator, num_workers=1)
     (batch,) = loader
     assert batch["input_ids"].shape == batch["labels"].shape
     assert (batch["input_ids"] == -200).sum(1).tolist() == [PATCHES, PATCHES, 0]
@@ -108,7 +109,8 @@ def test_report(world):
     coverage = world.build()[0]["regions"][0][0]
     expected = {
         "records": 3, "images": 2, "text_only": 1, "truncated": 0,
-        "images_with_regions": 1, "regions": 3, "regions_removed": 1, "region_images_unused": 1, "region_images_examined": 1,
+        "images_with_regions": 1, "regions": 3, "regions_removed": 1,
+        "region_images_unused": 1, "region_images_examined": 1,
         "labelled_patches": int((coverage > 0).any(0).sum()), "multi_label_patches": int((coverage > 0).all(0).sum()),
     }  # fmt: skip
     found = dataclasses.asdict(report)
@@ -148,13 +150,13 @@ def test_image_that_leaves_the_folder(world):
 def test_regions_of_another_size(world):
     world.regions[0] |= {"width": 100, "height": 200}
     for use in (world.check, lambda: world.build()[0]):
-        with pytest.raises(DataError, match=r"g\.jsonl:1 .*for 200x100 \(height x width\) but the image of .*r0.* is 100x200"):
+        with pytest.raises(DataError, match=r"g\.jsonl:1 .*for 200x100 \(height x width\) but .*r0.* is 100x200"):
             use()
 
 
 def test_regions_file_of_other_images(world):
     world.regions[0] |= {"image": "elsewhere/0.png"}
-    with pytest.raises(DataError, match=r"none of the 2 images .*'elsewhere/0\.png'.* is in the records \(such as '0\.png'\)"):
+    with pytest.raises(DataError, match=r"none of the 2 images .*'elsewhere/0\.png'.* in the records .*'0\.png'"):
         world.check()
 
 
@@ -165,7 +167,7 @@ def test_label_without_tokens(world):
 
 
 def test_another_patch_grid(world):
-    with pytest.raises(DataError, match="the vision tower gives 49 patches but images of 112 pixels in patches of 14 make 64"):
+    with pytest.raises(DataError, match="tower gives 49 patches but images of 112 pixels in patches of 14 make 64"):
         world.build().check(49, progress=False)
 
 

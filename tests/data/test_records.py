@@ -33,7 +33,8 @@ def test_list_and_lines_give_the_same_records(tmp_path):
     as_list = load_records(write(tmp_path / "a.json", [GOOD, TEXT]))
     lines = "\n".join(json.dumps(r, ensure_ascii=False) for r in (GOOD, TEXT))
     as_lines = load_records(write(tmp_path / "a.jsonl", "\ufeff" + lines + "\n\n"))
-    assert [(r.id, r.images, r.turns, r.index) for r in as_list] == [(r.id, r.images, r.turns, r.index) for r in as_lines]
+    for one, other in zip(as_list, as_lines, strict=True):
+        assert (one.id, one.images, one.turns, one.index) == (other.id, other.images, other.turns, other.index)
     assert as_list[0].images == ("x/1.png",)
     assert as_list[0].turns == (Turn("human", "<image>\nWhat?"), Turn("gpt", "A circle."))
     assert (as_list[1].id, as_list[1].images) == ("7", ())

@@ -151,7 +151,8 @@ def test_removed_by_the_crop_is_counted(tmp_path, large_tokenizer):
 
 
 def test_min_coverage(tmp_path, large_tokenizer):
-    entry = one_image(tmp_path, [{"label": "x", "bbox": [0, 0, 21, 14]}, {"label": "y", "bbox": [0, 0, 7, 7]}], 112, 112)
+    regions = [{"label": "x", "bbox": [0, 0, 21, 14]}, {"label": "y", "bbox": [0, 0, 7, 7]}]
+    entry = one_image(tmp_path, regions, 112, 112)
     coverage, _, dropped = build_patch_regions(entry, CenterCrop(**NUMBERS), 14, large_tokenizer, min_coverage=0.6)
     assert (coverage.sum().item(), dropped) == (1.0, 1)
 

@@ -18,8 +18,9 @@ CHATML = (
     "<|im_start|>user\nQ2<|im_end|><|im_start|>assistant\n"
 )
 LLAMA_2 = (
-    "[INST] <<SYS>>\nYou are a helpful language and vision assistant. You are able to understand the visual content that "
-    "the user provides, and assist the user with a variety of tasks using natural language.\n<</SYS>>\n\n<image>\nQ1 "
+    "[INST] <<SYS>>\nYou are a helpful language and vision assistant. You are able to understand the visual content "
+    "that the user provides, and assist the user with a variety of tasks using natural language.\n"
+    "<</SYS>>\n\n<image>\nQ1 "
     "[/INST] A1 </s><s>[INST] Q2 [/INST]"
 )
 MPT = "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and honest answers."
@@ -44,7 +45,8 @@ def test_text_to_the_character(name):
 @pytest.mark.parametrize("name", sorted(set(TEMPLATES) - {"plain"}))
 def test_only_the_answer_and_its_end_are_supervised(name):
     learned = "".join(span.text for span in get_template(name).render(TURNS) if span.supervised)
-    ends = {"v0": " A1###", "v1": " A1</s>", "llava_v1": " A1</s>", "chatml_direct": "A1<|im_end|>", "mpt": "A1<|im_end|>"}
+    ends = {"v0": " A1###", "v1": " A1</s>", "llava_v1": " A1</s>"}
+    ends |= {"chatml_direct": "A1<|im_end|>", "mpt": "A1<|im_end|>"}
     assert learned == ends.get(ALIASES.get(name, name), " A1 </s>")
 
 

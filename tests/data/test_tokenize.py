@@ -112,8 +112,11 @@ def test_generation_prompts_equal_llavas(golden, small_tokenizer):
 
 CONVERSATIONS = [
     [("human", "<image>\nWhat  is\tthis?"), ("gpt", "A caf\u00e9 \u2014 na\u00efve, don't. ")],
-    [("human", "Where is it?\n<image>"), ("gpt", "[0.12, 0.30, 0.55, 0.91]"), ("human", "and\n\nnow"), ("gpt", "\u65e5\u672c")],
-    [("human", "Hi"), ("gpt", "1,000 x=y & ###\n- a\n-  b"), ("human", "  Q  "), ("gpt", "yes"), ("human", ""), ("gpt", "\U0001f642!")],
+    [("human", "Where?\n<image>"), ("gpt", "[0.12, 0.30, 0.91]"), ("human", "and\n\nnow"), ("gpt", "\u65e5\u672c")],
+    [
+        *[("human", "Hi"), ("gpt", "1,000 x=y & ###\n- a\n-  b")],
+        *[("human", "  Q  "), ("gpt", "yes"), ("human", ""), ("gpt", "\U0001f642!")],
+    ],
     [("human", "Is <image>\nlike <image>?"), ("gpt", "no  \u00a0way")],
 ]
 
@@ -149,7 +152,8 @@ def test_typed_special_token_is_refused_where_it_cannot_stay_text(modern_tokeniz
 
 
 def test_chatml(byte_level_tokenizer):
-    turns = [Turn("human", "<image>\na red circle"), Turn("gpt", "the <|im_end|> square"), Turn("human", "b"), Turn("gpt", "c")]
+    said = [("human", "<image>\na red circle"), ("gpt", "the <|im_end|> square"), ("human", "b"), ("gpt", "c")]
+    turns = [Turn(*turn) for turn in said]
     found = encode(turns, get_template("chatml_direct"), byte_level_tokenizer)
     end = byte_level_tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert found.labels.count(end) == 2  # the typed one is text
