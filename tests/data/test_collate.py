@@ -27,7 +27,10 @@ def region(labels, patches=2):
 
 def test_by_hand():
     batch = Collator(num_patches=2, pad_token_id=7, model_max_length=99)(
-        [sample(5, [1, IMG, 8, 9], [X, X, 8, 9], images=1), sample(3, [1, IMG, 4, IMG, 6, 2], [X, X, X, X, 6, 2], images=2)]
+        [
+            sample(5, [1, IMG, 8, 9], [X, X, 8, 9], images=1),
+            sample(3, [1, IMG, 4, IMG, 6, 2], [X, X, X, X, 6, 2], images=2),
+        ]
     )
     assert batch["input_ids"].tolist() == [[1, IMG, IMG, 8, 9, 7, 7, 7], [1, IMG, IMG, 4, IMG, IMG, 6, 2]]
     assert batch["labels"].tolist() == [[X, X, X, 8, 9, X, X, X], [X, X, X, X, X, X, 6, 2]]
