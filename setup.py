@@ -42,8 +42,8 @@ setup(
         # an sdist: needs CUDA_HOME and a compiler; without it attention runs on sdpa
         "flash-attn": ["flash-attn"],
         "qlora": ["bitsandbytes>=0.50", "peft>=0.21"],
-        # torchvision exists for exactly this torch, and only its CUDA build ("===" leaves out "+cpu") works everywhere
-        "open-clip": ["torch===2.13.0", "torchvision==0.28.0", "open_clip_torch==3.3.0"],
+        # torchvision 0.28.0 needs the CUDA build of torch 2.13.0, on a CPU as well: scripts/setup.sh --with open-clip
+        "open-clip": ["torch==2.13.0", "torchvision==0.28.0", "open_clip_torch==3.3.0"],
         "eval": ["pycocoevalcap", "openpyxl", "shortuuid"],
         "dev": ["pytest>=8", "ruff", "mistral-common", "scikit-learn", "scipy", "tensorboard", "wandb"],
     },

@@ -28,10 +28,7 @@ if [[ ! -f "$config" ]]; then
     echo "$config: no such file; there are: $(cd scripts/configs && echo *.yaml)" >&2
     exit 1
 fi
-# The small world is generated, not tracked: about a minute, once.
-data="$(sed -n 's/^data_path: *\([^ #]*\).*/\1/p' "$config")"
-if [[ "$config" == *playground_* && ! -e "$data" ]]; then
-    echo "[pretrain] $data is not there: generating the playground" >&2
-    python -m playground.generate
+if [[ "$(basename "$config")" == playground* ]]; then
+    python -m playground.generate --if_absent  # the small world is generated, not tracked: about a minute, once
 fi
 launch train/pretrain.py --config "$config" "$@"

@@ -41,7 +41,7 @@ _lp_check_disk() {  # folder, extras
 }
 
 _lp_install() {  # environment, wanted stamp, extras. Runs under the lock.
-    local venv="$1" stamp="$2" extras="$3" base_stamp python index=()
+    local venv="$1" stamp="$2" extras="$3" python index=() pair=()
     local stamp_file="$venv/.llava_pat-stamp${extras:+-$extras}"
     if [[ -f "$stamp_file" && "$(<"$stamp_file")" == "$stamp" ]]; then return 0; fi  # another call was faster
     _lp_check_disk "$venv" "$extras" || return 1
@@ -69,10 +69,11 @@ _lp_install() {  # environment, wanted stamp, extras. Runs under the lock.
     fi
     if [[ -n "$extras" ]]; then
         _lp_say "installing the extras $extras"
+        # Three equal signs leave out "+cpu": torchvision has no CPU build for this torch, and its import dies beside one.
+        if [[ "$extras" == *open-clip* ]]; then pair=("torch===2.13.0"); fi
         "$venv/bin/python" -m pip install --disable-pip-version-check --no-build-isolation \
-            -e "$LLAVA_PAT_ROOT[$extras]" >&2 || { _lp_say "pip failed (above)"; return 1; }
-        base_stamp="$venv/.llava_pat-stamp"
-        echo "$stamp" >"$base_stamp"
+            ${pair[@]+"${pair[@]}"} -e "$LLAVA_PAT_ROOT[$extras]" >&2 || { _lp_say "pip failed (above)"; return 1; }
+        echo "$stamp" >"$venv/.llava_pat-stamp"
     fi
     echo "$stamp" >"$stamp_file"
 }

@@ -222,6 +222,8 @@ def _known_names() -> set[str]:
 
 
 def _tokens(setting: Setting) -> list[str]:
+    if setting.name == "report_to":  # several trackers; transformers' parser takes one word
+        return [f"--report_to={','.join(setting.values)}"]
     if len(setting.values) == 1:  # with "=", since argparse takes "-1e-3" for a flag
         return [f"--{setting.name}={setting.values[0]}"]
     return [f"--{setting.name}", *setting.values]

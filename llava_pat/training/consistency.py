@@ -7,6 +7,7 @@ model or data is touched.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 from collections.abc import Mapping, MutableMapping
@@ -40,6 +41,7 @@ def resolve(values: MutableMapping[str, Any], strength: Mapping[str, int]) -> li
         notes.append(f"--alignment {values['alignment']}: the YAML's alignment_args were for its own objective: left out")
         values["alignment_args"] = None
     _resolve_output(values, strength, notes)
+    values["report_to"] = (values["report_to"] or "none").split(",")
     return notes
 
 
@@ -47,6 +49,8 @@ def _resolve_device(values: MutableMapping[str, Any], strength: Mapping[str, int
     if not torch.accelerator.is_available():
         values["use_cpu"] = True
     launched = "WORLD_SIZE" in os.environ
+    if values["deepspeed"] and launched:
+        _note_clipping(values, notes)
     if values["use_cpu"]:
         if values["deepspeed"] and not launched:
             notes.append(f"--deepspeed {values['deepspeed']}: one process on a CPU has nothing to share: left out")
@@ -59,6 +63,21 @@ def _resolve_device(values: MutableMapping[str, Any], strength: Mapping[str, int
         )
     if not launched and values["deepspeed"]:
         raise ConfigError("--deepspeed needs a launcher: deepspeed train/pretrain.py, or torchrun train/pretrain.py")
+
+
+def _note_clipping(values: Mapping[str, Any], notes: list[str]) -> None:
+    # LLaVA's zero2.json has no gradient_clipping, so its published runs were not clipped; plain DDP would clip.
+    try:
+        plan = json.loads(Path(values["deepspeed"]).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"--deepspeed {values['deepspeed']}: no such file (from {os.getcwd()})") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"--deepspeed {values['deepspeed']}: not valid JSON: {error}") from None
+    if "gradient_clipping" not in plan and values["max_grad_norm"]:
+        notes.append(
+            f"{values['deepspeed']} has no gradient_clipping: DeepSpeed does not clip, and --max_grad_norm "
+            f"{values['max_grad_norm']} has no effect (as in LLaVA's published runs)"
+        )
 
 
 def _resolve_precision(values: MutableMapping[str, Any], strength: Mapping[str, int], notes: list[str]) -> None:

@@ -60,6 +60,8 @@ def _settings(part: Any) -> dict[str, Any]:
             continue
         if isinstance(part, TrainingArguments) and not _belongs(item.name, value):
             continue
+        if item.name == "gradient_accumulation_steps" and part.global_batch_size is not None:
+            continue  # follows from the global batch, on any number of processes
         found[item.name] = value
     return found
 
