@@ -1,6 +1,6 @@
 """Package metadata. Installs llava_pat only; train/, eval/, scripts/ and playground/ are run from a clone.
 
-    pip install -e .            # ranges; scripts/setup.sh installs the tested versions instead
+pip install -e .            # ranges; scripts/setup.sh installs the tested versions instead
 """
 
 import re

@@ -86,10 +86,14 @@ def test_habits(source: Path) -> None:
             assert len(node.args) < 3, f"line {node.lineno}: getattr with a default hides a missing attribute"
         if isinstance(node, ast.ExceptHandler):
             assert node.type is not None, f"line {node.lineno}: a bare except"
-            assert not all(isinstance(step, ast.Pass) for step in node.body), f"line {node.lineno}: a swallowed exception"
+            assert not all(isinstance(step, ast.Pass) for step in node.body), (
+                f"line {node.lineno}: a swallowed exception"
+            )
 
 
-@pytest.mark.parametrize("source", [s for f in ENTRY_FOLDERS for s in sorted((ROOT / f).glob("*.py"))], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "source", [s for f in ENTRY_FOLDERS for s in sorted((ROOT / f).glob("*.py"))], ids=lambda p: p.name
+)
 def test_entry_points_only_parse_and_call(source: Path) -> None:
     lines = len(source.read_text().splitlines())
     assert lines <= 30, f"{source} has {lines} lines; logic lives in llava_pat/"

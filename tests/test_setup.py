@@ -18,19 +18,24 @@ SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
 
 def setup_keywords() -> dict[str, object]:
     tree = ast.parse((ROOT / "setup.py").read_text())
-    call = next(n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id == "setup")
+    call = next(
+        n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id == "setup"
+    )
     return {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg in ("install_requires", "extras_require")}
 
 
 def run(command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("LLAVA_PAT_") and k not in ("VIRTUAL_ENV", "PYTHONPATH")}
+    inherited = {
+        k: v for k, v in os.environ.items() if not k.startswith("LLAVA_PAT_") and k not in ("VIRTUAL_ENV", "PYTHONPATH")
+    }
     return subprocess.run(
         ["bash", "-c", command], cwd=cwd, env={**inherited, **environment}, capture_output=True, text=True, timeout=60
     )
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
-    code = "import sys, llava_pat, llava_pat.types; print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
+    heavy = ("torch", "transformers", "numpy")
+    code = f"import sys, llava_pat, llava_pat.types; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -62,7 +67,9 @@ def test_the_tested_versions_lie_in_the_stated_ranges() -> None:
 def test_extras() -> None:
     extras = setup_keywords()["extras_require"]
     assert {"flash-attn", "qlora", "open-clip", "eval", "dev"} <= set(extras)
-    assert {"torch==2.13.0", "torchvision==0.28.0"} <= set(extras["open-clip"])  # a pair; another torchvision breaks torch
+    assert {"torch==2.13.0", "torchvision==0.28.0"} <= set(
+        extras["open-clip"]
+    )  # a pair; another torchvision breaks torch
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -93,7 +100,9 @@ def test_a_ready_environment_is_used_at_once_and_runs_this_clone(ready: Path, tm
         f"set -euo pipefail; source '{ready}/scripts/setup.sh'; "
         'echo "$PYTHONPATH"; echo "$PATH" | cut -d: -f1; echo "$TORCH_EXTENSIONS_DIR"; echo "$VIRTUAL_ENV"'
     )
-    done = run(command, Path("/"), LLAVA_PAT_VENV=str(tmp_path / "venv"), PYTHONPATH="/elsewhere", TORCH_EXTENSIONS_DIR="")
+    done = run(
+        command, Path("/"), LLAVA_PAT_VENV=str(tmp_path / "venv"), PYTHONPATH="/elsewhere", TORCH_EXTENSIONS_DIR=""
+    )
     assert done.returncode == 0, done.stderr
     path, first, extensions, environment = done.stdout.splitlines()
     assert path == f"{ready}:/elsewhere"  # this clone before anything that the environment has installed
@@ -103,7 +112,11 @@ def test_a_ready_environment_is_used_at_once_and_runs_this_clone(ready: Path, tm
 
 
 def test_sourcing_does_not_take_the_callers_arguments(ready: Path, tmp_path: Path) -> None:
-    done = run(f"set -- --alignment none; source '{ready}/scripts/setup.sh'; echo \"$@\"", tmp_path, LLAVA_PAT_VENV=str(tmp_path / "venv"))
+    done = run(
+        f"set -- --alignment none; source '{ready}/scripts/setup.sh'; echo \"$@\"",
+        tmp_path,
+        LLAVA_PAT_VENV=str(tmp_path / "venv"),
+    )
     assert done.returncode == 0 and done.stdout.strip() == "--alignment none", done.stderr
 
 
@@ -124,7 +137,10 @@ def test_a_full_disk_is_refused_before_anything_is_installed(ready: Path, tmp_pa
     (fake / "df").write_text("#!/bin/sh\nprintf 'F 1024-blocks Used Available Capacity M\\nx 9 9 1048576 9%% /\\n'\n")
     (fake / "df").chmod(0o755)
     done = run(
-        f"bash '{ready}/scripts/setup.sh'", tmp_path, LLAVA_PAT_VENV=str(tmp_path / "new"), PATH=f"{fake}:{os.environ['PATH']}"
+        f"bash '{ready}/scripts/setup.sh'",
+        tmp_path,
+        LLAVA_PAT_VENV=str(tmp_path / "new"),
+        PATH=f"{fake}:{os.environ['PATH']}",
     )
     assert done.returncode == 1
     assert "1 GB free" in done.stderr and "needs about" in done.stderr
@@ -149,7 +165,8 @@ def test_a_config_that_is_not_there_lists_those_that_are(ready: Path, tmp_path: 
         ({"NUM_GPUS": "0"}, "python train/x.py --flag v w"),
         (
             {"NUM_GPUS": "8", "NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "h"},
-            "torchrun --nnodes 2 --node_rank 1 --nproc_per_node 8 --master_addr h --master_port 29500 train/x.py --flag v w",
+            "torchrun --nnodes 2 --node_rank 1 --nproc_per_node 8 --master_addr h --master_port 29500 "
+            "train/x.py --flag v w",
         ),
         ({"HOSTFILE": "hosts"}, "deepspeed --hostfile hosts --master_port 29500 train/x.py --flag v w"),
     ],

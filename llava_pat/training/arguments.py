@@ -2,8 +2,8 @@
 
     parse_pretrain(["--config", "scripts/configs/playground_pat.yaml", "--alignment", "none"])
 
-Names are LLaVA's (llava/train/train.py) and transformers'; its published argument list is accepted word for word. Defaults
-are the published stage-1 recipe of LLaVA-1.5 (scripts/v1_5/pretrain.sh at c121f04) unless a field says otherwise.
+Names are LLaVA's (llava/train/train.py) and transformers'; LLaVA's published argument list is accepted word for word.
+Defaults are LLaVA-1.5's published stage-1 recipe (scripts/v1_5/pretrain.sh at c121f04) unless a field says otherwise.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class ModelArguments:
     vision_tower: str | None = _option(None, "Vision tower: a CLIPModel or CLIPVisionModel folder or hub id. Required.")
     version: str = _option("plain", f"Conversation template. Stage 1: plain ({_RECIPE}).")
     mm_projector_type: str = _option("mlp2x_gelu", f"linear, mlp{{N}}x_gelu or identity ({_RECIPE}).")
-    pretrain_mm_mlp_adapter: str | None = _option(None, "Start from this mm_projector.bin/.safetensors, not from random.")
+    pretrain_mm_mlp_adapter: str | None = _option(
+        None, "Start from this mm_projector.bin/.safetensors, not from random."
+    )
     mm_vision_select_layer: int = _option(-2, f"Hidden state of the tower that is used ({_RECIPE}).")
     mm_vision_select_feature: Literal["patch", "cls_patch"] = _option(
         "patch", "patch drops the class token, cls_patch keeps it (LLaVA's default: patch)."
@@ -64,11 +66,13 @@ class DataArguments:
     image_aspect_ratio: Literal["square", "pad"] = _option(
         "square", "square: resize and centre crop (stage 1, LLaVA's default); pad: pad to a square first."
     )
-    regions_path: str | None = _option(None, "Regions file (JSONL) of the training images; docs/index.md has the format.")
+    regions_path: str | None = _option(
+        None, "Regions file (JSONL) of the training images; docs/index.md has the format."
+    )
     eval_data_path: str | None = _option(None, "Held-out LLaVA JSON or JSONL: caption loss before, during and after.")
     eval_image_folder: str | None = _option(None, "Image folder of the held-out records. Default: image_folder.")
     eval_regions_path: str | None = _option(None, "Regions file of the held-out images: alignment before and after.")
-    vocabulary_path: str | None = _option(None, 'Object vocabulary, JSON {facet: [words]}, for hit@k and facet hits.')
+    vocabulary_path: str | None = _option(None, "Object vocabulary, JSON {facet: [words]}, for hit@k and facet hits.")
 
 
 @dataclass
@@ -77,13 +81,18 @@ class AlignmentArguments:
 
     _argument_group_name = "alignment"
 
-    alignment: str = _option("none", "Objective: a name (none, pat, ...) or the dotted path of anybody's module[:Class].")
-    alignment_weight: float = _option(5.0, "Weight at full strength. 5 is this project's playground value, not a paper's.")
+    alignment: str = _option(
+        "none", "Objective: a name (none, pat, ...) or the dotted path of anybody's module[:Class]."
+    )
+    alignment_weight: float = _option(
+        5.0, "Weight at full strength. 5 is this project's playground value, not a paper's."
+    )
     alignment_schedule: Literal["linear", "constant"] = _option(
-        "linear", "linear ramps the weight from 0 to alignment_weight over the run (arXiv 2505.17316); constant does not."
+        "linear",
+        "linear ramps the weight from 0 to alignment_weight over the run (arXiv 2505.17316); constant does not.",
     )
     alignment_args: dict[str, Any] | str | None = _option(
-        None, "Keywords of the objective: a mapping in YAML, JSON on the command line, as '{\"unit\": \"patch\"}'."
+        None, 'Keywords of the objective: a mapping in YAML, JSON on the command line, as \'{"unit": "patch"}\'.'
     )
 
     def __post_init__(self) -> None:
@@ -111,11 +120,13 @@ class TrainingArguments(transformers.TrainingArguments):
 
     output_dir: str | None = _option(
         None,
-        "Where the run goes; {alignment} in it is replaced by the objective's name. Without it: the variable OUTPUT_DIR, "
-        "the YAML's value, checkpoints/llava-v1.5-pretrain-{alignment}.",
+        "Where the run goes; {alignment} in it is replaced by the objective's name. Without the flag: the variable "
+        "OUTPUT_DIR, else the YAML's value, else checkpoints/llava-v1.5-pretrain-{alignment}.",
     )
     num_train_epochs: float = _option(1.0, f"Epochs ({_RECIPE}).")
-    per_device_train_batch_size: int = _option(32, f"Sequences per device and micro-step; 8 devices make 256 ({_RECIPE}).")
+    per_device_train_batch_size: int = _option(
+        32, f"Sequences per device and micro-step; 8 devices make 256 ({_RECIPE})."
+    )
     per_device_eval_batch_size: int = _option(4, f"Sequences per device in evaluation ({_RECIPE}).")
     global_batch_size: int | None = _option(
         None, "Sequences per optimizer step on all devices; sets gradient_accumulation_steps. The recipe's is 256."
@@ -124,14 +135,18 @@ class TrainingArguments(transformers.TrainingArguments):
     weight_decay: float = _option(0.0, f"Weight decay ({_RECIPE}).")
     warmup_steps: float = _option(0.03, f"Steps of warm-up, or, below 1, their share ({_RECIPE}: warmup_ratio 0.03).")
     lr_scheduler_type: str = _option("cosine", f"Learning rate schedule ({_RECIPE}).")
-    optim: str = _option("adamw_torch", "Optimizer (llava/train/train.py; betas, epsilon and clipping as transformers).")
+    optim: str = _option(
+        "adamw_torch", "Optimizer (llava/train/train.py; betas, epsilon and clipping as transformers)."
+    )
     bf16: bool = _option(True, f"bfloat16 ({_RECIPE}). Yields to an explicit --fp16 True.")
     logging_steps: float = _option(1, f"Steps between log lines ({_RECIPE}).")
     save_strategy: str = _option("steps", f"When checkpoint-N folders are written ({_RECIPE}).")
     save_steps: float = _option(24000, f"Steps between checkpoints; the recipe saves at the end only ({_RECIPE}).")
     save_total_limit: int | None = _option(1, f"Checkpoints kept ({_RECIPE}).")
     dataloader_num_workers: int = _option(4, f"Processes that read images ({_RECIPE}).")
-    model_max_length: int = _option(2048, f"Positions of a sequence after image expansion; longer ones are cut ({_RECIPE}).")
+    model_max_length: int = _option(
+        2048, f"Positions of a sequence after image expansion; longer ones are cut ({_RECIPE})."
+    )
     remove_unused_columns: bool = _option(False, "False: batches are our own dictionaries (llava/train/train.py).")
 
 
@@ -166,7 +181,9 @@ def build_parser() -> HfArgumentParser:
         description="Stage 1: train the projector, with an alignment objective or without.",
         allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="FILE", help="YAML of defaults, one `flag: value` a line; flags override it.")
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML of defaults, one `flag: value` a line; flags override it."
+    )
     parser.set_defaults(**{_CHECKPOINTING: True})  # the recipe's gradient_checkpointing True
     return parser
 
@@ -174,8 +191,8 @@ def build_parser() -> HfArgumentParser:
 def parse_pretrain(argv: Sequence[str] | None = None) -> PretrainArguments:
     """Read a stage-1 command line.
 
-    argv: without the program's name; None means sys.argv[1:]. Prints one line for every flag that had to be mapped, on rank
-    0 only. Raises ConfigError (one message, with the way out) for unknown names, wrong types and contradictions.
+    argv: without the program's name; None means sys.argv[1:]. Prints one line for every flag that had to be mapped, on
+    rank 0 only. Raises ConfigError (one message, with the way out) for unknown names, wrong types and contradictions.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()

@@ -1,7 +1,7 @@
 """What follows from the arguments and the machine together, and which combinations cannot be run.
 
-`resolve` fills in what depends on the machine or on other arguments; `check` refuses contradictions. Both run before any
-model or data is touched.
+`resolve` fills in what depends on the machine or on other arguments; `check` refuses contradictions. Both run before
+any model or data is touched.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DEFAULT_OUTPUT_DIR = "checkpoints/llava-v1.5-pretrain-{alignment}"
 def resolve(values: MutableMapping[str, Any], strength: Mapping[str, int]) -> list[str]:
     """Complete `values` (flag name -> parsed value) in place.
 
-    strength: 0 (absent) for a default, 1 for the YAML, 2 for the command line; where two disagree, the stronger one stands.
+    strength: 0 (absent) for a default, 1 for the YAML, 2 for the command line; where two disagree, the stronger stands.
     Returns one line for each value that was asked for and could not stand.
     """
     notes: list[str] = []
@@ -38,7 +38,9 @@ def resolve(values: MutableMapping[str, Any], strength: Mapping[str, int]) -> li
     _resolve_batch(values, strength, notes)
     # The YAML's keywords are for the YAML's objective: `--alignment none` behind a PAT config must just work.
     if strength.get("alignment") == 2 and strength.get("alignment_args") == 1:
-        notes.append(f"--alignment {values['alignment']}: the YAML's alignment_args were for its own objective: left out")
+        notes.append(
+            f"--alignment {values['alignment']}: the YAML's alignment_args were for its own objective: left out"
+        )
         values["alignment_args"] = None
     _resolve_output(values, strength, notes)
     values["report_to"] = (values["report_to"] or "none").split(",")
@@ -68,7 +70,8 @@ def _resolve_device(values: MutableMapping[str, Any], strength: Mapping[str, int
 def _note_clipping(values: Mapping[str, Any], notes: list[str]) -> None:
     # LLaVA's zero2.json has no gradient_clipping, so its published runs were not clipped; plain DDP would clip.
     try:
-        plan = json.loads(Path(values["deepspeed"]).read_text(encoding="utf-8"))
+        inline = values["deepspeed"].startswith("{")  # transformers takes the plan itself, too
+        plan = json.loads(values["deepspeed"] if inline else Path(values["deepspeed"]).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"--deepspeed {values['deepspeed']}: no such file (from {os.getcwd()})") from None
     except json.JSONDecodeError as error:
@@ -115,11 +118,13 @@ def _resolve_batch(values: MutableMapping[str, Any], strength: Mapping[str, int]
         return
     if wanted % per_step:
         raise ConfigError(
-            f"global_batch_size {wanted} is no multiple of {per_step} (per_device_train_batch_size "
-            f"{values['per_device_train_batch_size']} x {per_step // values['per_device_train_batch_size']} processes): "
-            "change one of them"
+            f"global_batch_size {wanted} is no multiple of {per_step}, which is per_device_train_batch_size "
+            f"{values['per_device_train_batch_size']} on all processes: change one of them"
         )
-    if strength.get("gradient_accumulation_steps", 0) == strength.get("global_batch_size", 0) and wanted != per_step * asked:
+    if (
+        strength.get("gradient_accumulation_steps", 0) == strength.get("global_batch_size", 0)
+        and wanted != per_step * asked
+    ):
         raise ConfigError(
             f"global_batch_size {wanted} and gradient_accumulation_steps {asked} (x {per_step} = {per_step * asked}) "
             "contradict each other: leave one out"
@@ -138,9 +143,13 @@ def _resolve_output(values: MutableMapping[str, Any], strength: Mapping[str, int
         values["run_name"] = name
     # LLaVA's evaluation reads meaning into folder names (llava/model/builder.py, llava/eval/model_vqa_loader.py).
     if "plain" in name.lower():
-        notes.append(f"output_dir {name!r} contains 'plain': LLaVA's evaluation then asks for a template that does not exist")
+        notes.append(
+            f"output_dir {name!r} contains 'plain': LLaVA's evaluation then asks for a template that does not exist"
+        )
     elif "llava" not in name.lower():
-        notes.append(f"output_dir {name!r} does not contain 'llava': LLaVA's own loader will not know it for one of its models")
+        notes.append(
+            f"output_dir {name!r} does not contain 'llava': LLaVA's own loader will not know it for one of its models"
+        )
 
 
 def check(arguments: PretrainArguments) -> None:
@@ -148,7 +157,12 @@ def check(arguments: PretrainArguments) -> None:
     model, data, alignment, training = arguments
     missing = [
         f"--{name}"
-        for part, name in ((model, "model_name_or_path"), (model, "vision_tower"), (data, "data_path"), (data, "image_folder"))
+        for part, name in (
+            (model, "model_name_or_path"),
+            (model, "vision_tower"),
+            (data, "data_path"),
+            (data, "image_folder"),
+        )
         if vars(part)[name] is None
     ]
     if missing:
@@ -188,7 +202,8 @@ def _check_objective(data: DataArguments, alignment: AlignmentArguments) -> None
         if name not in accepted:
             listed = ", ".join(f"{key}={value!r}" for key, value in accepted.items() if key != "schedule") or "none"
             raise ConfigError(
-                f"alignment_args: --alignment {alignment.alignment} has no keyword {name!r}; its keywords and defaults: {listed}"
+                f"alignment_args: --alignment {alignment.alignment} has no keyword {name!r}; "
+                f"its keywords and defaults: {listed}"
             )
     if "regions" in objective.requires and data.regions_path is None:
         raise ConfigError(

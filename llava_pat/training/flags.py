@@ -1,7 +1,7 @@
 """From `--flag value` lists and YAML files to one list of (name, values), with old names brought up to date.
 
-Three sources meet here: LLaVA's published argument lists (written for transformers 4.37), YAML configs, and flags typed by
-hand. All of them become pairs under today's names, YAML first, so that the parser sees one list and the last word wins.
+Three sources meet here: LLaVA's published argument lists (written for transformers 4.37), YAML configs, and flags typed
+by hand. All become pairs under today's names, YAML first, so that the parser sees one list and the last word wins.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
-
 
 COMMAND_LINE = "command line"
 
@@ -118,8 +117,8 @@ class Translation:
 def translate(settings: Iterable[Setting], known: Collection[str]) -> Translation:
     """Bring old names up to date.
 
-    `known` are the names that the parser has. A name that the installed transformers still knows under its old name, and
-    under that name only, stays as it is. An unknown name raises ConfigError with close matches.
+    `known` are the names that the parser has. A flag that the installed transformers knows by its old name only
+    stays as it is. An unknown name raises ConfigError with close matches.
     """
     result = Translation([])
     for setting in settings:
@@ -136,7 +135,9 @@ def translate(settings: Iterable[Setting], known: Collection[str]) -> Translatio
         elif name in REFUSED:
             harmless, way_out = REFUSED[name]
             if " ".join(setting.values).lower() not in harmless:
-                raise ConfigError(f"{setting.source}: --{name} {' '.join(setting.values)} is not for stage 1: {way_out}")
+                raise ConfigError(
+                    f"{setting.source}: --{name} {' '.join(setting.values)} is not for stage 1: {way_out}"
+                )
         else:
             raise ConfigError(f"{setting.source}: {_unknown(name, known)}")
     return result

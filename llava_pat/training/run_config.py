@@ -73,7 +73,10 @@ def _belongs(name: str, value: Any) -> bool:
         return True
     inherited = {item.name: item for item in fields(transformers.TrainingArguments)}[name]
     default = inherited.default if inherited.default is not MISSING else inherited.default_factory()
-    if name.startswith("gradient_checkpointing") and "activation_checkpointing" in TrainingArguments.__dataclass_fields__:
+    if (
+        name.startswith("gradient_checkpointing")
+        and "activation_checkpointing" in TrainingArguments.__dataclass_fields__
+    ):
         return False  # transformers mirrors the old name of activation_checkpointing
     return value != _plain(default)
 

@@ -68,7 +68,9 @@ def test_the_published_list_is_accepted_word_for_word() -> None:
 
 def test_the_recipe_is_the_default() -> None:
     without = parse_pretrain(NEEDED)
-    published = parse_pretrain([*PUBLISHED, *NEEDED, "--report_to", "none", "--output_dir", without.training.output_dir])
+    published = parse_pretrain(
+        [*PUBLISHED, *NEEDED, "--report_to", "none", "--output_dir", without.training.output_dir]
+    )
     mine, theirs = settings_of(without), settings_of(published)
     differing = {name for a, b in zip(mine, theirs, strict=True) for name in a if a[name] != b[name]}
     assert differing == set()
@@ -109,7 +111,9 @@ def test_old_names_work_in_the_yaml_too_and_the_flag_still_wins(tmp_path: Path) 
 
 
 def test_objective_keywords_from_yaml_and_flag(tmp_path: Path) -> None:
-    path = yaml_file(tmp_path, "alignment: pat\nregions_path: r.jsonl\nalignment_args: {unit: patch, min_coverage: 0.5}\n")
+    path = yaml_file(
+        tmp_path, "alignment: pat\nregions_path: r.jsonl\nalignment_args: {unit: patch, min_coverage: 0.5}\n"
+    )
     alignment = parse_pretrain(["--config", str(path), *NEEDED]).alignment
     assert alignment.alignment_args == {"unit": "patch", "min_coverage": 0.5}
     assert alignment.objective_keywords() == {"unit": "patch", "min_coverage": 0.5, "schedule": "linear"}
@@ -182,7 +186,10 @@ def test_an_explicit_fp16_beats_the_default_bf16_on_a_gpu() -> None:
         (["--alignment", "pat", "--regions_path", "r", "--alignment_args", '{"unti": 1}'], ["unti", "unit='region'"]),
         (["--alignment_args", "{unit: patch"], ["not JSON"]),
         (["--alignment_args", "[1]"], ["mapping"]),
-        (["--alignment", "pat", "--regions_path", "r", "--alignment_args", '{"schedule": "linear"}'], ["--alignment_schedule"]),
+        (
+            ["--alignment", "pat", "--regions_path", "r", "--alignment_args", '{"schedule": "linear"}'],
+            ["--alignment_schedule"],
+        ),
         (["--alignment_weight", "nan"], ["alignment_weight"]),
         (["--alignment_weight", "-1"], ["alignment_weight"]),
         (["--bf16", "True", "--fp16", "True"], ["--bf16", "--fp16", "contradict"]),
