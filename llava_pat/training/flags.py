@@ -41,6 +41,12 @@ RENAMED: dict[str, str] = {
     "per_gpu_eval_batch_size": "per_device_eval_batch_size",
 }
 
+# The other way round: what an installed transformers at the lower end of the range still calls by its old name.
+BEFORE: dict[str, str] = {
+    "activation_checkpointing": "gradient_checkpointing",
+    "activation_checkpointing_kwargs": "gradient_checkpointing_kwargs",
+}
+
 # Flags that no longer change a run: name -> what holds instead.
 DROPPED: dict[str, str] = {
     "lazy_preprocess": "records are always read and tokenised on demand",
@@ -123,8 +129,8 @@ def translate(settings: Iterable[Setting], known: Collection[str]) -> Translatio
     result = Translation([])
     for setting in settings:
         name = setting.name
-        today = RENAMED.get(name)
-        if today is not None and today in known:
+        today = RENAMED.get(name) or BEFORE.get(name)
+        if today in known and (name in RENAMED or name not in known):
             result.notes.append(f"--{name} is called --{today} in this transformers: taken as that")
             _check_ratio(setting)
             result.settings.append(Setting(today, setting.values, setting.source))
@@ -166,6 +172,6 @@ def _check_ratio(setting: Setting) -> None:
 
 
 def _unknown(name: str, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(name, [*known, *RENAMED], n=3, cutoff=0.6)
+    close = difflib.get_close_matches(name, sorted({*known, *RENAMED}), n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join('--' + match for match in close)}?" if close else "see --help for all flags"
     return f"unknown flag or key {name!r}: {hint}"

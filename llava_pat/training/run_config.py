@@ -27,6 +27,7 @@ _ALWAYS = {
     "max_grad_norm",
     "gradient_accumulation_steps",
     "activation_checkpointing",
+    "gradient_checkpointing",
 }
 # Filled in by transformers from other values, or with a value that cannot be read back.
 _DERIVED = {"do_eval", "accelerator_config", "debug", "gradient_checkpointing_kwargs", "disable_tqdm", "logging_dir"}
@@ -69,15 +70,15 @@ def _settings(part: Any) -> dict[str, Any]:
 def _belongs(name: str, value: Any) -> bool:
     if name in _NOT_THE_RUN | _DERIVED:
         return False
-    if name in _ALWAYS or name in TrainingArguments.__annotations__:
-        return True
-    inherited = {item.name: item for item in fields(transformers.TrainingArguments)}[name]
-    default = inherited.default if inherited.default is not MISSING else inherited.default_factory()
     if (
         name.startswith("gradient_checkpointing")
         and "activation_checkpointing" in TrainingArguments.__dataclass_fields__
     ):
         return False  # transformers mirrors the old name of activation_checkpointing
+    if name in _ALWAYS or name in TrainingArguments.__annotations__:
+        return True
+    inherited = {item.name: item for item in fields(transformers.TrainingArguments)}[name]
+    default = inherited.default if inherited.default is not MISSING else inherited.default_factory()
     return value != _plain(default)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from llava_pat.training import consistency
 from llava_pat.training.arguments import PretrainArguments, build_parser, parse_pretrain
-from llava_pat.training.flags import ConfigError, read_argv
+from llava_pat.training.flags import ConfigError, Setting, read_argv, translate
 from llava_pat.training.run_config import write_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -261,6 +261,21 @@ def test_spellings_of_a_flag() -> None:
         ("c", ()),
         ("d", ("-2", "3")),
     ]
+
+
+@pytest.mark.parametrize("asked", ["gradient_checkpointing", "activation_checkpointing"])
+@pytest.mark.parametrize("installed", ["gradient_checkpointing", "activation_checkpointing"])
+def test_either_name_under_either_transformers(asked: str, installed: str) -> None:
+    found = translate([Setting(asked, ("False",), "command line")], {installed})
+    assert [(s.name, s.values) for s in found.settings] == [(installed, ("False",))]
+    assert len(found.notes) == (asked != installed)
+
+
+def test_checkpointing_can_be_switched_off_and_stays_off(tmp_path: Path) -> None:
+    first = parse_pretrain([*NEEDED, "--gradient_checkpointing", "False"])
+    assert first.training.gradient_checkpointing is False
+    write_config(first, tmp_path / "config.yaml")
+    assert parse_pretrain(["--config", str(tmp_path / "config.yaml")]).training.gradient_checkpointing is False
 
 
 def test_the_written_config_reproduces_the_run(tmp_path: Path) -> None:
