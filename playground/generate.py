@@ -49,7 +49,7 @@ def generate(out: Path, train: int, val: int, seed: int, workers: int) -> dict:
         for split, count in (("train", train), ("val", val)):
             (out / "images" / split).mkdir(parents=True, exist_ok=True)
             one = partial(_one_scene, out, split, seed)
-            made[split] = list(tqdm(pool.map(one, range(count), chunksize=50), total=count, desc=split))
+            made[split] = list(tqdm(pool.map(one, range(count), chunksize=50), total=count, desc=split, disable=None))
     for split, scenes in made.items():
         _write(out / f"pretrain_{split}.json", [scene["pretrain"] for scene in scenes])
         _write(out / f"instruct_{split}.json", [record for scene in scenes for record in scene["instruct"]])

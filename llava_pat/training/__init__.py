@@ -1,0 +1,1 @@
+"""What runs a stage: arguments, the module that owns the step, the trainer, the stages."""

@@ -1,0 +1,28 @@
+"""How an entry point ends: errors that are the user's to mend are one message, not a traceback."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+from llava_pat.training.flags import ConfigError
+from llava_pat.types import DataError
+
+
+def run(stage: Callable[[], object]) -> None:
+    """Run a stage; a ConfigError or DataError is printed and ends the process with status 2 (other ranks are torn down
+    by the launcher). Anything else keeps its traceback."""
+    logging.basicConfig(level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING, format="%(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        stage()
+    except (ConfigError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    finally:
+        import torch.distributed as dist
+
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()

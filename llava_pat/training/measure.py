@@ -1,0 +1,144 @@
+"""What a projector is worth, on held-out data: caption loss, patch alignment, entropy. Runs before, during and after.
+
+Definitions (docs/recipe.md has them in words): a patch is labelled when a region covers at least LABELLED_COVERAGE of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llava_pat.analysis.entropy import PooledEntropy
+from llava_pat.analysis.patch_alignment import PatchAlignment, labelled_patches
+from llava_pat.analysis.vocabulary import Vocabulary, vocabulary_of
+from llava_pat.data.collate import patch_regions
+from llava_pat.data.regions import label_tokens
+from llava_pat.models.vlm import VisionLanguageModel
+from llava_pat.types import ImageRegions, PatchRegions
+
+LABELLED_COVERAGE = 0.25
+
+
+@dataclass(frozen=True)
+class Words:
+    """A vocabulary, its tokens, and which entries each region label of the held-out data contains."""
+
+    vocabulary: Vocabulary
+    ids: Tensor  # [V, L]
+    mask: Tensor  # [V, L]
+    targets: Mapping[tuple[int, ...], Tensor]  # a label's tokens -> bool [V]
+
+    def vectors(self, model: VisionLanguageModel) -> Tensor:
+        """[V, D]: the mean of each entry's input embeddings."""
+        device = next(model.parameters()).device
+        mask = self.mask.to(device).unsqueeze(-1)
+        return (model.embed_words(self.ids.to(device)).float() * mask).sum(-2) / mask.sum(-2)
+
+    def region_targets(self, regions: PatchRegions) -> Tensor:
+        """[R, V] bool."""
+        rows = [
+            self.targets[tuple(ids[mask].tolist())]
+            for ids, mask in zip(regions.label_ids.cpu(), regions.label_mask.cpu(), strict=True)
+        ]
+        return torch.stack(rows) if rows else torch.zeros(0, len(self.ids), dtype=torch.bool)
+
+
+def words_for(vocabulary: Vocabulary, annotated: Iterable[ImageRegions], tokenizer) -> Words:
+    """Prepare a vocabulary for the labels of a regions file; labels and entries are tokenised as in running text."""
+    targets: dict[tuple[int, ...], Tensor] = {}
+    for entry in annotated:
+        for region in entry.regions:
+            tokens = tuple(label_tokens(region.label, tokenizer, entry.where))
+            if tokens not in targets:
+                targets[tokens] = vocabulary.targets([region.label])[0]
+    entries = [label_tokens(word, tokenizer, "the object vocabulary") for word in vocabulary.words]
+    ids = torch.zeros(len(entries), max(map(len, entries)), dtype=torch.int64)
+    mask = torch.zeros_like(ids, dtype=torch.bool)
+    for row, tokens in enumerate(entries):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        mask[row, : len(tokens)] = True
+    return Words(vocabulary, ids, mask, targets)
+
+
+class Probe:
+    """Measures a model over held-out batches.
+
+    words: the object vocabulary (hit@k, facets); labels: the held-out labels themselves (patch_cosine). Both None without
+    held-out regions.
+    """
+
+    def __init__(self, words: Words | None, labels: Words | None) -> None:
+        self.words, self.labels = words, labels
+
+    @classmethod
+    def build(cls, regions: Mapping[str, ImageRegions] | None, vocabulary: Vocabulary | None, tokenizer) -> Probe:
+        """vocabulary: None takes the held-out labels as the object vocabulary."""
+        if regions is None:
+            return cls(None, None)
+        labels = vocabulary_of(region.label for entry in regions.values() for region in entry.regions)
+        label_words = words_for(labels, regions.values(), tokenizer)
+        return cls(words_for(vocabulary, regions.values(), tokenizer) if vocabulary else label_words, label_words)
+
+    @torch.no_grad()
+    def measure(
+        self, model: VisionLanguageModel, batches: Iterable[Mapping[str, Tensor]], all_reduce=None
+    ) -> dict[str, float]:
+        """caption_loss (nats per token) and, with regions, patch_cosine, hit_at_1, hit_at_5, hit_<facet>; entropies.
+
+        all_reduce: sums a tensor over ranks in place; every rank gives its share of the batches.
+        """
+        was_training = model.training
+        model.eval()
+        caption = torch.zeros(2, dtype=torch.float64)
+        alignment = labels = None
+        if self.words is not None:
+            facets = self.words.vocabulary.facets
+            alignment = PatchAlignment(self.words.vectors(model), facets)
+            labels = PatchAlignment(self.labels.vectors(model))
+        device = next(model.parameters()).device
+        features_entropy = PooledEntropy(model.vision_width, device)
+        patches_entropy = PooledEntropy(model.hidden_size, device)
+        for batch in batches:
+            features = model.encode_images(batch["pixel_values"])
+            patches = model.project(features)
+            hidden = model.forward_hidden(batch["input_ids"], batch["attention_mask"], patches)
+            total, count = model.caption_loss_sum(hidden, batch["labels"])
+            caption += torch.stack([total.double(), count.double()]).cpu()
+            features_entropy.update(features.float())
+            patches_entropy.update(patches.float())
+            regions = patch_regions(batch)
+            if alignment is not None and regions is not None:
+                for measured, words in ((alignment, self.words), (labels, self.labels)):
+                    targets = words.region_targets(regions).to(regions.coverage.device)
+                    image, patch, right = labelled_patches(regions.coverage, regions.image, targets, LABELLED_COVERAGE)
+                    measured.update(patches[image, patch], right)
+        model.train(was_training)
+        if all_reduce is not None:
+            _reduce_all(all_reduce, caption, alignment, labels, features_entropy, patches_entropy)
+        measured = {"caption_loss": float(caption[0] / caption[1])}
+        if alignment is not None:
+            label_result, word_result = labels.result(), alignment.result()
+            measured["patch_cosine"] = label_result["patch_cosine"]
+            measured |= {name: value for name, value in word_result.items() if name.startswith("hit_")}
+            measured["hit_label_at_1"] = label_result["hit_at_1"]
+            measured["labelled_patches"] = word_result["patches"]
+        for name, entropy in (("features", features_entropy), ("patches", patches_entropy)):
+            measured[f"entropy_{name}"] = entropy.result()
+            measured[f"entropy_{name}_centred"] = entropy.result(centred=True)
+        return measured
+
+
+def _reduce_all(all_reduce, caption, alignment, labels, *entropies: PooledEntropy) -> None:
+    all_reduce(caption)
+    for accumulator in (alignment, labels):
+        if accumulator is not None:
+            all_reduce(accumulator.sums)
+    for entropy in entropies:
+        rows = torch.tensor([float(entropy.rows)], dtype=torch.float64)
+        for tensor in (rows, entropy.first, entropy.second):
+            all_reduce(tensor)
+        entropy.rows = math.floor(rows.item())

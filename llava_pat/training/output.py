@@ -1,0 +1,83 @@
+"""The output folder of a stage-1 run: refused when it is another run's, resumed when it is this one's, written at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from llava_pat.models.checkpoint import PROJECTOR_BIN
+from llava_pat.training.arguments import PretrainArguments
+from llava_pat.training.flags import ConfigError
+from llava_pat.training.run_config import write_config
+from llava_pat.training.trainer import last_checkpoint
+
+METRICS = "metrics.json"
+INITIAL = "metrics_init.json"
+CONFIG = "config.yaml"
+
+# May change between the start of a run and its resumption without making it another run.
+_FREE = {"report_to", "run_name", "logging_steps", "logging_strategy", "save_total_limit", "save_steps", "save_strategy",
+         "dataloader_num_workers", "eval_steps", "eval_strategy", "per_device_eval_batch_size", "output_dir"}  # fmt: skip
+
+
+def claim(arguments: PretrainArguments, folder: Path) -> str | None:
+    """Make `folder` this run's. Returns the checkpoint to go on from, or None for a fresh start.
+
+    ConfigError when the folder holds a run with other settings (the differing ones are named) or files that are no run.
+    """
+    theirs = folder / CONFIG
+    if folder.is_dir() and any(folder.iterdir()) and not theirs.is_file() and (folder / PROJECTOR_BIN).is_file():
+        raise ConfigError(f"{folder} holds a {PROJECTOR_BIN} but no {CONFIG}: not one of our runs. Choose another --output_dir")
+    if not theirs.is_file():
+        return None
+    aside = folder / f".{CONFIG}.new"
+    write_config(arguments, aside)
+    old, new = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in (theirs, aside))
+    aside.unlink()
+    differ = sorted(key for key in (old.keys() | new.keys()) - _FREE if old.get(key) != new.get(key))
+    if differ:
+        shown = "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in differ[:5])
+        raise ConfigError(f"{folder} holds another run ({shown}). Delete the folder or choose another --output_dir")
+    return last_checkpoint(folder)
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """The metrics of a run that is complete, else None."""
+    metrics = folder / METRICS
+    return json.loads(metrics.read_text()) if metrics.is_file() and (folder / PROJECTOR_BIN).is_file() else None
+
+
+def remember_initial(folder: Path, measured: Mapping[str, float]) -> None:
+    """Keep the measures at initialisation for a resumed run, which no longer has that projector."""
+    _write_json(folder / INITIAL, measured)
+
+
+def recall_initial(folder: Path) -> dict[str, float] | None:
+    path = folder / INITIAL
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
+    _write_json(folder / METRICS, metrics)
+
+
+def peak_memory_bytes() -> int:
+    """Of this process: the accelerator's peak allocation where there is one, else the peak resident set."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(aside, path)

@@ -1,0 +1,115 @@
+"""One training step as one module: model and loss meet here, so that DDP and DeepSpeed see a single forward.
+
+    loss = caption + weight(step) * alignment.total / alignment.count
+
+Shape letters as in llava_pat/types.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from llava_pat.alignment import AlignmentObjective
+from llava_pat.data.collate import patch_regions
+from llava_pat.models.vlm import VisionLanguageModel
+from llava_pat.types import IGNORE_INDEX, AlignmentInputs
+
+
+@dataclass(frozen=True)
+class Divisors:
+    """What the two sums of a micro-batch are divided by.
+
+    A step's gradient must not depend on how its sequences are cut into micro-batches and ranks. So each sum is divided
+    by the count of the whole accumulation window over all ranks, times the ranks (their gradients are averaged).
+    `alignment` is None when the objective cannot tell its count from the data alone: then each micro-batch is divided by
+    its own count and by `micro_batches`, the mean over the window.
+    """
+
+    caption: Tensor  # fp32 scalar
+    alignment: Tensor | None  # fp32 scalar
+    micro_batches: int = 1
+
+
+class AlignedPretraining(nn.Module):
+    """Vision-language model + alignment objective: a batch in, the loss and what to log out.
+
+    `alignment_weight` is the weight at full strength; the objective's schedule ramps it.
+    """
+
+    def __init__(self, model: VisionLanguageModel, objective: AlignmentObjective, alignment_weight: float) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+        self.alignment_weight = alignment_weight
+
+    def forward(
+        self,
+        batch: Mapping[str, Tensor],
+        step: int = 0,
+        total_steps: int = 1,
+        divisors: Divisors | None = None,
+    ) -> dict[str, Tensor]:
+        """One micro-batch as the collator gives it (llava_pat/data/collate.py).
+
+        Returns `loss` (fp32 scalar with the graph) and detached fp32 sums: caption_sum, caption_count, alignment_sum,
+        alignment_count, and each of the objective's metrics as alignment/<name>. Without `divisors` the micro-batch
+        stands alone: plain means.
+        """
+        features = self.model.encode_images(batch["pixel_values"])
+        patch_embeds = self.model.project(features)
+        hidden = self.model.forward_hidden(batch["input_ids"], batch["attention_mask"], patch_embeds)
+        caption, caption_count = self.model.caption_loss_sum(hidden, batch["labels"])
+        aligned = self.objective(self._alignment_inputs(batch, features, patch_embeds, step, total_steps))
+
+        loss = caption / _at_least_something(caption_count if divisors is None else divisors.caption)
+        weight = self.weight(step, total_steps)
+        if divisors is None or divisors.alignment is None:
+            share = aligned.total / _at_least_something(aligned.count)
+            share = share if divisors is None else share / divisors.micro_batches
+        else:
+            share = aligned.total / _at_least_something(divisors.alignment)
+        # Added even at weight 0: an objective's own parameters must be on every rank's graph.
+        loss = loss + weight * share
+        return {
+            "loss": loss,
+            "caption_sum": caption.detach(),
+            "caption_count": caption_count,
+            "alignment_sum": aligned.total.detach(),
+            "alignment_count": aligned.count.detach(),
+            **{f"alignment/{name}": value for name, value in aligned.metrics.items()},
+        }
+
+    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict | None = None) -> None:
+        """transformers' Trainer calls this by the one name or, in older versions, by the other."""
+        self.model.gradient_checkpointing_enable(activation_checkpointing_kwargs)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
+        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+
+    def weight(self, step: int, total_steps: int) -> float:
+        """The alignment's weight at this optimizer step (the first one is step 0)."""
+        return self.alignment_weight * self.objective.weight(step, total_steps)
+
+    def _alignment_inputs(
+        self, batch: Mapping[str, Tensor], features: Tensor, patch_embeds: Tensor, step: int, total_steps: int
+    ) -> AlignmentInputs:
+        captions = batch["labels"][batch["image_sequence"]]
+        return AlignmentInputs(
+            vision_features=features,
+            patch_embeds=patch_embeds,
+            embed_words=self.model.embed_words,
+            caption_ids=captions.clamp_min(0),
+            caption_mask=captions != IGNORE_INDEX,
+            regions=patch_regions(batch),
+            step=step,
+            total_steps=total_steps,
+        )
+
+
+def _at_least_something(count: Tensor) -> Tensor:
+    """1 where the count is 0: a batch without items has a sum of 0 and must not become NaN."""
+    return torch.where(count > 0, count, 1.0)
