@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             from playground import card
 
-            card.write(arguments.models, arguments.work, arguments.seed)
+            card.write(arguments.models, arguments.seed)
 
 
 if __name__ == "__main__":

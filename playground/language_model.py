@@ -1,8 +1,12 @@
 """Trains the playground's Llama: it reads scenes as text, answers questions about them, copies boxes, writes captions.
 
-Rows are conversations in LLaVA's v1 template (a scene as text, then questions of every type in a random order) and, one
-in seven, plain text (scene, caption, newline, again and again: the shape of stage 1's `plain` template, with a scene where
-the image will stand). Answers carry the loss; other tokens count a twentieth, enough to be a language model of them.
+Rows are conversations in LLaVA's v1 template (a scene as text, then questions of every type in a random order), plain
+text (scene, caption, newline, again and again: the shape of stage 1's `plain` template, with a scene where the image will
+stand), and drills (a scene, then look-ups in it, one after another, without a question around them). Answers carry the
+loss; other tokens count a twentieth, enough to be a language model of them.
+
+Looking something up by two attributes is the skill that decides everything else, and it arrives suddenly or not at all.
+What brings it on: drills in half of the rows at first, and scenes of two objects, then of three, before all sizes.
 """
 
 from __future__ import annotations
@@ -24,6 +28,8 @@ from playground.vocabulary import V1_SYSTEM
 MAX_TOKENS = 272
 BACKGROUND_WEIGHT = 0.05  # of the tokens that are not answers
 PLAIN_SHARE = 1 / 7
+DRILL_SHARE = 0.5, 0.15  # at first, later
+CURRICULUM = (0.05, 2), (0.12, 3)  # until this share of the run, scenes of this many objects
 
 
 @dataclass
@@ -86,11 +92,40 @@ def plain(seed: int, split: str, index: int, rng: np.random.Generator) -> Docume
     return document
 
 
-def document(seed: int, split: str, index: int) -> Document:
+def drill(scene: world.Scene, rng: np.random.Generator) -> Document:
+    """The scene, then a dozen look-ups: label to box, box to label, kind to colour, colour to kind."""
+    document = Document(text.scene_as_text(scene, rng))
+    kinds, colours = [t.kind for t in scene.things], [t.colour for t in scene.things]
+    for _ in range(12):
+        thing = scene.things[rng.integers(len(scene.things))]
+        box = text.write_box(scene, thing.box)
+        choice = rng.integers(6)
+        if choice < 3:
+            document.say(f" {thing.label} ")
+            document.answer("drill", f"{box};")
+        elif choice == 3:
+            document.say(f" {box} ")
+            document.answer("drill", f"{thing.label};")
+        elif choice == 4 and kinds.count(thing.kind) == 1:
+            document.say(f" {thing.kind} is ")
+            document.answer("drill", f"{thing.colour};")
+        elif choice == 5 and colours.count(thing.colour) == 1:
+            document.say(f" {thing.colour} is ")
+            document.answer("drill", f"{thing.kind};")
+    return document
+
+
+def document(seed: int, split: str, index: int, progress: float = 1.0) -> Document:
+    """Row `index`; `progress` is the share of the run that is over."""
     rng = np.random.default_rng([seed, world.SPLITS[split], index, 2])
-    if rng.random() < PLAIN_SHARE:
+    things = next((size for until, size in CURRICULUM if progress < until), None)
+    early = things is not None
+    kind = rng.random()
+    if kind < DRILL_SHARE[not early]:
+        return drill(world.scene(seed, split, index, things), rng)
+    if kind > 1 - PLAIN_SHARE:
         return plain(seed, split, index, rng)
-    return conversation(world.scene(seed, split, index), rng, system=bool(rng.integers(2)))
+    return conversation(world.scene(seed, split, index, things), rng, system=bool(rng.integers(2)))
 
 
 def encode(tokenizer, documents: list[Document]) -> tuple[Tensor, Tensor, list[list[tuple[str, int, int]]]]:
@@ -124,7 +159,7 @@ def train(folder: Path, work: Path, steps: int, batch_size: int, seed: int) -> N
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         first = step * batch_size
-        ids, weights, _ = encode(tokenizer, [document(seed, "train", first + i) for i in range(batch_size)])
+        ids, weights, _ = encode(tokenizer, [document(seed, "train", first + i, step / steps) for i in range(batch_size)])
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(input_ids=ids).logits[:, :-1]
         weights = weights[:, 1:]
@@ -134,11 +169,11 @@ def train(folder: Path, work: Path, steps: int, batch_size: int, seed: int) -> N
         return loss, {"loss": float(loss.detach()), "answers": float(answers)}
 
     def report(step: int) -> None:
-        if step % 500 == 0 or step == steps:
+        if step % 250 == 0 or step == steps:
             print(f"\n{step}: " + "  ".join(f"{k} {v:.3f}" for k, v in accuracy(model, tokenizer, seed, 96).items()))
 
     state = work / "llm.pt"
-    fit(model, loss_of, steps=steps, learning_rate=1e-3, state=state, weight_decay=0.01, report=report)
+    fit(model, loss_of, steps=steps, learning_rate=2e-3, state=state, weight_decay=0.01, report=report)
     export(model, folder)
 
 

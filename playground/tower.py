@@ -93,11 +93,16 @@ def view(scene: world.Scene, padded: bool) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(small), np.asarray(Image.fromarray(instances).resize(size, Image.Resampling.NEAREST))
 
 
-def patch_targets(scene: world.Scene, instances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Per patch: kind, colour (or -1) [N, 2] and the object's box in the view, 0-1 [N, 4]."""
+def patch_targets(
+    scene: world.Scene, instances: np.ndarray, labelled: float = LABELLED
+) -> tuple[np.ndarray, np.ndarray]:
+    """Per patch: kind, colour (or -1) [N, 2] and the object's box in the view, 0-1 [N, 4].
+
+    A patch belongs to the object that covers most of it, if that is more than `labelled`.
+    """
     labels = np.full((GRID * GRID, 2), -1, np.int64)
     boxes = np.zeros((GRID * GRID, 4), np.float32)
-    strongest = np.full(GRID * GRID, LABELLED, np.float32)
+    strongest = np.full(GRID * GRID, labelled, np.float32)
     for index, thing in enumerate(scene.things):
         mask = instances == index
         if not mask.any():
