@@ -13,7 +13,7 @@ from playground import world
 
 @dataclass(frozen=True)
 class Seen:
-    """An object as the oracle knows it: x and y are its box's centre, 0-1 of the longer side, from the mask."""
+    """An object as the oracle knows it: x and y are its box's centre on the padded square, 0-1, from the mask."""
 
     colour: str
     kind: str
@@ -22,12 +22,14 @@ class Seen:
 
 
 def look(scene: world.Scene) -> list[Seen]:
-    side = max(scene.instances.shape)
+    height, width = scene.instances.shape
+    side = max(height, width)
+    left, top = (side - width) / 2, (side - height) / 2  # all sizes are even: nothing to round
     seen = []
     for index, thing in enumerate(scene.things):
         rows, columns = np.nonzero(scene.instances == index)
-        x, y = (columns.min() + columns.max() + 1) / 2 / side, (rows.min() + rows.max() + 1) / 2 / side
-        seen.append(Seen(thing.colour, thing.kind, x, y))
+        x, y = (columns.min() + columns.max() + 1) / 2 + left, (rows.min() + rows.max() + 1) / 2 + top
+        seen.append(Seen(thing.colour, thing.kind, x / side, y / side))
     return seen
 
 
@@ -36,7 +38,7 @@ def holds(a: Seen, relation: str, b: Seen) -> bool:
 
 
 def far_apart(a: Seen, relation: str, b: Seen) -> bool:
-    """By eye: at least 8 % of the longer side."""
+    """Centres at least 8 % of the padded square apart, as `text.MARGIN` promises."""
     gap = abs(a.x - b.x) if relation in ("left of", "right of") else abs(a.y - b.y)
     return gap >= 0.08 - 1e-9
 
