@@ -1,0 +1,93 @@
+"""A step's gradient and log do not depend on how its sequences are cut into micro-batches (the real trainer)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+# fp32 sums in another order and in matmuls of other shapes: measured 3e-7 relative to the largest entry.
+TOLERANCE = 5e-6
+
+
+class Gradients(TrainerCallback):
+    """Copies the gradients as the optimizer is about to see them."""
+
+    def __init__(self, task: torch.nn.Module) -> None:
+        self.task, self.steps = task, []
+
+    def on_pre_optimizer_step(self, args, state, control, **keywords) -> None:
+        named = self.task.named_parameters()
+        self.steps.append({name: p.grad.clone() for name, p in named if p.requires_grad})
+
+
+def run(made, steps: int) -> tuple[list[dict], list[dict]]:
+    """Gradients and log lines of the first steps."""
+    spy = Gradients(made.task)
+    made.trainer.add_callback(spy)
+    made.trainer.train()
+    logs = [line for line in made.trainer.state.log_history if "caption_loss" in line]
+    assert len(spy.steps) == len(logs) == steps
+    return spy.steps, logs
+
+
+def flags(batch: int, accumulation: int, **more: object) -> dict:
+    sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+    # no clipping: a scale on the whole gradient would hide behind it
+    fixed = {"max_grad_norm": 0, "alignment_schedule": "constant", "save_strategy": "no", "logging_steps": 1}
+    return fixed | sizes | more
+
+
+def assert_same(ours: list[dict], theirs: list[dict]) -> None:
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.keys() == other.keys()
+        for name, gradient in one.items():
+            scale = other[name].abs().max()
+            assert scale > 0
+            assert (gradient - other[name]).abs().max() <= TOLERANCE * scale, name
+
+
+@pytest.mark.parametrize("unit", ["region", "patch"])
+def test_4x1_is_1x4(make_trainer, unit: str) -> None:
+    keywords = {"alignment_args": f'{{"unit": "{unit}"}}'}
+    whole, whole_log = run(make_trainer(**flags(4, 1, **keywords)), 3)
+    made = make_trainer(**flags(1, 4, **keywords))
+    loader = made.trainer.get_train_dataloader()
+    sizes = [len(batch["region_image"]) for batch in loader]
+    assert 0 in sizes and len(set(sizes)) > 2, "the world must hold micro-batches without regions and uneven ones"
+    cut, cut_log = run(made, 3)
+    assert_same(cut, whole)
+    for one, other in zip(cut_log, whole_log, strict=True):
+        for name in ("caption_loss", "alignment_loss", "alignment_items", "alignment_weight", "grad_norm", "loss"):
+            assert one[name] == pytest.approx(other[name], rel=1e-5, abs=1e-6), name
+        # the reported loss is what was optimised
+        assert one["loss"] == pytest.approx(one["caption_loss"] + 2 * one["alignment_loss"], abs=2e-4)
+
+
+def test_a_short_last_window_is_divided_by_what_it_holds(make_trainer) -> None:
+    """12 records in windows of 5: the last one has 2 micro-batches."""
+    cut, _ = run(make_trainer(**flags(1, 5)), 3)
+    whole, _ = run(make_trainer(**flags(5, 1)), 3)
+    assert_same(cut, whole)
+
+
+def test_a_count_that_the_data_do_not_tell_is_the_mean_over_micro_batches(make_trainer) -> None:
+    chosen = {"alignment": "my_package.my_module", "alignment_args": '{"noise": 0.0}', "alignment_schedule": "linear"}
+    made = make_trainer(**flags(3, 2, max_steps=1, **chosen))
+    batches = list(made.trainer.get_train_dataloader())[:2]
+    (gradients,), _ = run(made, 1)
+
+    again = make_trainer(**flags(3, 2, max_steps=1, **chosen))
+    tokens = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
+    model, objective = again.task.model, again.task.objective
+    total = 0
+    for batch in batches:
+        features = model.encode_images(batch["pixel_values"])
+        patches = model.project(features)
+        hidden = model.forward_hidden(batch["input_ids"], batch["attention_mask"], patches)
+        aligned = objective(again.task._alignment_inputs(batch, features, patches, 0, 1))
+        total = total + model.caption_loss_sum(hidden, batch["labels"])[0] / tokens
+        total = total + 2 * aligned.total / aligned.count.clamp_min(1) / len(batches)
+    total.backward()
+    expected = {name: p.grad for name, p in again.task.named_parameters() if p.requires_grad}
+    assert_same([gradients], [expected])
