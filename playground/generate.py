@@ -97,6 +97,13 @@ def rle(mask: np.ndarray) -> dict:
     return {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}
 
 
+def mask_area(encoded: dict) -> int:
+    """Pixels under a mask: what COCO's `area` is for an annotation with a segmentation."""
+    from pycocotools import mask as coco
+
+    return int(coco.area(encoded))
+
+
 def _prompt(rng: np.random.Generator) -> str:
     return text.CAPTION_PROMPTS[rng.integers(len(text.CAPTION_PROMPTS))]
 
@@ -160,7 +167,7 @@ def _write_refcoco(out: Path, scenes: list[dict], images: list[dict]) -> None:
         for region, phrase in zip(scene["regions"]["regions"], scene["eval"]["refs"], strict=True):
             identity = len(annotations)
             category = LABELS.index(region["label"]) + 1
-            area = int(region["bbox"][2] * region["bbox"][3])
+            area = mask_area(region["segmentation"])
             place = {"image_id": image_id, "category_id": category}
             mask = {"segmentation": region["segmentation"], "bbox": region["bbox"], "area": area, "iscrowd": 0}
             annotations.append({"id": identity, **place, **mask})
@@ -196,6 +203,7 @@ def _write_pope(out: Path, scenes: list[dict], rng: np.random.Generator) -> None
     """
     present = [[region["label"] for region in scene["regions"]["regions"]] for scene in scenes]
     frequent = [label for label, _ in Counter(label for labels in present for label in labels).most_common()]
+    frequent += [label for label in LABELS if label not in frequent]  # a small set does not show every label
     for category in ("random", "popular", "adversarial"):
         lines = []
         for scene, labels in zip(scenes, present, strict=True):

@@ -1,0 +1,291 @@
+"""The playground's files: read back by llava_pat and pycocotools, and compared with the scenes that they are about."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from llava_pat.data.dataset import LlavaDataset
+from llava_pat.data.geometry import CenterCrop, Pad
+from llava_pat.data.records import load_records, resolve_image
+from llava_pat.data.regions import load_regions, to_mask
+from llava_pat.data.templates import get_template
+from llava_pat.data.tokenize import load_tokenizer
+from playground import generate, text, world
+
+ROOT = Path(__file__).parents[2]
+SEED, TRAIN, VAL = 5, 60, 12  # more than one chunk of 50, so that two workers share the training scenes
+
+
+def run(out: Path, *more: str, workers: int = 1, train: int = TRAIN) -> None:
+    sizes = ["--train", str(train), "--val", str(VAL), "--seed", str(SEED), "--workers", str(workers)]
+    generate.main(["--out", str(out), *sizes, *more])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("playground") / "data"
+    run(out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def held_out(oracle):
+    drawn = [world.scene(SEED, "val", index) for index in range(VAL)]
+    return [(scene, oracle.look(scene)) for scene in drawn]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def read(path: Path):
+    return json.loads(path.read_text())
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_any_number_of_workers_writes_the_same_bytes(made, tmp_path):
+    run(tmp_path, workers=2)
+    one, two = contents(made), contents(tmp_path)
+    assert one.keys() == two.keys()
+    assert [name for name in one if one[name] != two[name]] == []
+    assert sum(name.endswith(".png") for name in one) == TRAIN + VAL
+    assert not [name for name in one if name.endswith(".part")]
+
+
+def test_the_seed_matters(made, tmp_path):
+    generate.main(["--out", str(tmp_path), "--train", "1", "--val", "1", "--seed", str(SEED + 1), "--workers", "1"])
+    first = "images/train/000000.png"
+    assert (tmp_path / first).read_bytes() != (made / first).read_bytes()
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_images_are_the_scenes(made, split):
+    for index in range(VAL):
+        with Image.open(made / "images" / split / f"{index:06d}.png") as image:
+            assert np.array_equal(np.asarray(image), world.scene(SEED, split, index).pixels)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_regions_are_the_scenes_masks(made, split):
+    regions = load_regions(made / f"regions_{split}.jsonl")
+    assert list(regions) == [f"{split}/{index:06d}.png" for index in range(TRAIN if split == "train" else VAL)]
+    for index, annotated in enumerate(regions.values()):
+        scene = world.scene(SEED, split, index)
+        assert (annotated.width, annotated.height) == scene.size
+        assert [region.label for region in annotated.regions] == [thing.label for thing in scene.things]
+        for number, region in enumerate(annotated.regions):
+            mask = to_mask(region, annotated.height, annotated.width)
+            assert np.array_equal(mask.astype(bool), scene.instances == number)
+            x, y, width, height = region.bbox
+            assert (x, y, x + width, y + height) == scene.things[number].box
+
+
+def test_pretraining_records(made):
+    records = load_records(made / "pretrain_train.json")
+    assert [record.images for record in records] == [(f"train/{index:06d}.png",) for index in range(TRAIN)]
+    for index, record in enumerate(records):
+        human, gpt = record.turns
+        assert human.value.removeprefix("<image>\n") in text.CAPTION_PROMPTS
+        for thing in world.scene(SEED, "train", index).things:
+            assert gpt.value.count(thing.label) == 1
+        assert resolve_image(made / "images", record.images[0]).is_file()
+
+
+def test_instruction_records(made):
+    records = load_records(made / "instruct_train.json")
+    with_image = [record for record in records if record.images]
+    alone = [record for record in records if not record.images]
+    assert [record.images[0] for record in with_image] == [f"train/{index:06d}.png" for index in range(TRAIN)]
+    assert len({record.id for record in records}) == len(records)
+    assert 0 < len(alone) < 0.25 * TRAIN, "a few text-only records in between"
+    for record in with_image:
+        asked = [turn.value for turn in record.turns if turn.role == "human"]
+        assert asked[0].startswith("<image>\n")
+        assert sum(text.SHORT_ANSWER in question for question in asked) == 1, "the hint comes once"
+        hinted = next(question for question in asked if text.SHORT_ANSWER in question)
+        assert hinted.endswith("\n" + text.SHORT_ANSWER)
+        assert sum(question.removeprefix("<image>\n").startswith(text.REG_PROMPT) for question in asked) == 1
+        boxes = [turn.value for turn in record.turns if turn.role == "gpt" and turn.value.startswith("[")]
+        assert len(boxes) == 2
+    for record in alone:
+        scene = world.scene(SEED, "train", int(re.search(r"train-(\d+)-text", record.id)[1]))
+        first = record.turns[0].value
+        assert first.startswith("Scene: ")
+        said = first.removeprefix("Scene: ").split("\n")[0]
+        assert sorted(said[:-1].split("; ")) == sorted(f"{t.label} {text.write_box(scene, t.box)}" for t in scene.things)
+
+
+@pytest.mark.parametrize(("kind", "template", "geometry"), [("pretrain", "plain", CenterCrop), ("instruct", "v1", Pad)])
+def test_llava_pat_trains_on_it(made, kind, template, geometry):
+    """The start-up check of a real run passes over every file, and samples come out of it."""
+    data = LlavaDataset(
+        load_records(made / f"{kind}_train.json"),
+        made / "images",
+        get_template(template),
+        load_tokenizer(ROOT / "playground" / "models" / "llama"),
+        geometry(80, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)),
+        patch_size=8,
+        regions=load_regions(made / "regions_train.jsonl"),
+    )
+    report = data.check(num_patches=100, progress=False)
+    assert report.images == report.images_with_regions == TRAIN
+    assert report.truncated == report.region_images_unused == 0
+    assert report.labelled_patches > 10 * TRAIN
+    if geometry is Pad:
+        assert report.regions_removed == 0, "padding loses nothing"
+    sample = data[0]
+    coverage, label_ids = sample["regions"][0]
+    things = world.scene(SEED, "train", 0).things
+    assert len(label_ids) == len(coverage) <= len(things)
+    assert all(len(ids) == 2 for ids in label_ids), "a colour and a kind, a token each"
+
+
+def test_vocabulary(made):
+    assert read(made / "vocabulary.json") == {"kind": list(world.KINDS), "colour": list(world.COLOURS)}
+
+
+def test_manifest(made):
+    things = [world.scene(SEED, "train", index).things for index in range(TRAIN)]
+    sharing = [any(o is not t and (o.kind == t.kind or o.colour == t.colour) for o in s) for s in things for t in s]
+    assert read(made / generate.MANIFEST) == {
+        "train": TRAIN,
+        "val": VAL,
+        "seed": SEED,
+        "objects": len(sharing),
+        "sharing_kind_or_colour": round(sum(sharing) / len(sharing), 4),
+    }
+
+
+def test_refcoco(made, held_out, oracle, capsys):
+    coco = COCO(str(made / "eval" / "instances.json"))
+    refs = read(made / "eval" / "refs.json")
+    assert len(refs) == len(coco.anns) == sum(len(scene.things) for scene, _ in held_out)
+    assert len({ref["ref_id"] for ref in refs}) == len({ref["sentences"][0]["sent_id"] for ref in refs}) == len(refs)
+    assert [coco.imgs[i]["file_name"] for i in range(VAL)] == [f"val/{index:06d}.png" for index in range(VAL)]
+    for ref in refs:
+        annotation = coco.anns[ref["ann_id"]]
+        assert (ref["image_id"], ref["category_id"]) == (annotation["image_id"], annotation["category_id"])
+        scene, seen = held_out[ref["image_id"]]
+        (sentence,) = ref["sentences"]
+        assert sentence["tokens"] == sentence["sent"].split() and ref["split"] == "val"
+        (index,) = oracle.meant_by(sentence["sent"], seen)
+        mask = coco.annToMask(annotation).astype(bool)
+        assert np.array_equal(mask, scene.instances == index), "the phrase means this mask"
+        assert annotation["area"] == mask.sum() and annotation["iscrowd"] == 0
+        assert coco.cats[ref["category_id"]]["name"] == scene.things[index].label
+        x, y, width, height = annotation["bbox"]
+        assert (x, y, x + width, y + height) == scene.things[index].box
+
+
+def test_captions(made, held_out, capsys):
+    coco = COCO(str(made / "eval" / "captions.json"))
+    for image, (scene, _) in enumerate(held_out):
+        captions = [coco.anns[i]["caption"] for i in coco.getAnnIds(imgIds=[image])]
+        assert len(captions) == 5
+        assert all(caption.count(thing.label) == 1 for caption in captions for thing in scene.things)
+    found = coco.loadRes([{"image_id": image, "caption": "a red three"} for image in range(VAL)])
+    assert len(found.anns) == VAL, "results in COCO's format go with it"
+
+
+def test_vqa(made, held_out):
+    questions = read(made / "eval" / "vqa_questions.json")["questions"]
+    annotations = read(made / "eval" / "vqa_annotations.json")["annotations"]
+    assert [q["question_id"] for q in questions] == [a["question_id"] for a in annotations] == [*range(len(questions))]
+    types = Counter()
+    for question, annotation in zip(questions, annotations, strict=True):
+        assert question["image_id"] == annotation["image_id"] < VAL
+        answer = annotation["multiple_choice_answer"]
+        assert [one["answer"] for one in annotation["answers"]] == [answer] * 10
+        kind = annotation["question_type"]
+        types[kind] += 1
+        wanted = {"existence": "yes/no", "relation": "yes/no", "count": "number"}.get(kind, "other")
+        assert annotation["answer_type"] == wanted, annotation
+        if kind == "colour":
+            named = re.search(r"(\w+)\?$", question["question"])[1]
+            assert [t.colour for t in held_out[question["image_id"]][0].things if t.kind == named] == [answer]
+    assert set(types) == set(text.QUESTION_TYPES)
+
+
+@pytest.mark.parametrize("category", ["random", "popular", "adversarial"])
+def test_pope(made, held_out, category):
+    asked = lines(made / "eval" / f"pope_{category}.jsonl")
+    assert [one["question_id"] for one in asked] == [*range(1, len(asked) + 1)]
+    assert Counter(one["label"] for one in asked)["yes"] * 2 == len(asked), "yes and no equally often"
+    frequency = Counter(thing.label for scene, _ in held_out for thing in scene.things)
+    by_image: dict[str, list[dict]] = {}
+    for one in asked:
+        assert set(one) == {"question_id", "image", "text", "label"}
+        by_image.setdefault(one["image"], []).append(one)
+    assert list(by_image) == [f"val/{index:06d}.png" for index in range(VAL)]
+    for (scene, seen), questions in zip(held_out, by_image.values(), strict=True):
+        labels = [re.fullmatch(r"Is there an? (\w+ \w+) in the image\?", one["text"])[1] for one in questions]
+        present = {thing.label for thing in scene.things}
+        assert len(set(labels)) == len(labels) == 2 * min(3, len(present))
+        assert [one["label"] for one in questions] == ["yes" if label in present else "no" for label in labels]
+        absent = [label for label in labels if label not in present]
+        if category == "popular":
+            least = min(frequency[label] for label in absent)
+            others = set(frequency) - present - set(absent)
+            assert all(frequency[label] <= least for label in others)
+        if category == "adversarial":
+            mixed = {f"{a.colour} {b.kind}" for a in seen for b in seen} - present
+            assert sum(label in mixed for label in absent) == min(len(absent), len(mixed))
+
+
+def test_pope_of_one_scene_asks_for_absent_labels_too(tmp_path):
+    generate.main(["--out", str(tmp_path), "--train", "1", "--val", "1", "--workers", "1"])
+    for category in ("random", "popular", "adversarial"):
+        said = Counter(one["label"] for one in lines(tmp_path / "eval" / f"pope_{category}.jsonl"))
+        assert said["yes"] == said["no"] > 0, said
+
+
+def test_if_absent(made, tmp_path, capsys, monkeypatch):
+    before = contents(made)
+    with monkeypatch.context() as patch:
+        patch.setattr(generate, "generate", lambda *_: pytest.fail("it is there already"))
+        run(made, "--if_absent")
+    assert "holds it already" in capsys.readouterr().out
+    assert contents(made) == before
+    called = []
+    monkeypatch.setattr(generate, "generate", lambda *arguments: called.append(arguments))
+    (tmp_path / generate.MANIFEST).write_text(json.dumps({"train": TRAIN + 1, "val": VAL, "seed": SEED}))
+    run(tmp_path, "--if_absent")
+    assert len(called) == 1, "another size is other data"
+    assert not (tmp_path / generate.MANIFEST).exists(), "what was there is no longer whole"
+    run(tmp_path)
+    assert len(called) == 2
+
+
+def test_a_killed_run_leaves_no_manifest(tmp_path):
+    (tmp_path / generate.MANIFEST).write_text(json.dumps({"train": 3000, "val": VAL, "seed": 1}))  # of an older run
+    command = [sys.executable, "-m", "playground.generate", "--out", str(tmp_path), "--train", "3000", "--seed", "0"]
+    process = subprocess.Popen(
+        [*command, "--workers", "1"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "images" / "train" / "000020.png").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (tmp_path / generate.MANIFEST).exists()
+    run(tmp_path, "--if_absent", train=1)
+    assert read(tmp_path / generate.MANIFEST)["train"] == 1, "and the next run makes it whole"
