@@ -49,6 +49,11 @@ def claim(arguments: PretrainArguments, folder: Path) -> str | None:
     return last_checkpoint(folder)
 
 
+def step_of(checkpoint: str) -> int:
+    """The optimizer steps that a `.../checkpoint-N` has behind it."""
+    return int(Path(checkpoint).name.rpartition("-")[2])
+
+
 def finished(folder: Path) -> dict[str, Any] | None:
     """The metrics of a run that is complete, else None."""
     metrics = folder / METRICS

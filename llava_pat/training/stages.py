@@ -90,13 +90,16 @@ def pretrain(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     trainer.save_model()
     trainer.save_state()
-    samples = trainer.state.max_steps * training.train_batch_size * training.gradient_accumulation_steps
+    # Of this start alone: what a killed start did before is in neither the samples nor the seconds.
+    first = output.step_of(checkpoint) if checkpoint else 0
+    per_step = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
     metrics = {
         "objective": arguments.alignment.alignment,
         "seed": training.seed,
         "steps": trainer.state.global_step,
+        "resumed_from_step": first,
         "seconds": seconds,
-        "samples_per_second": samples * training.world_size / seconds,
+        "samples_per_second": (trainer.state.global_step - first) * per_step / seconds,
         "peak_memory_bytes": output.peak_memory_bytes(),
         **{f"{name}_init": value for name, value in before.items()},
         **{f"{name}_final": value for name, value in after.items()},

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 import re
 import time
@@ -107,7 +108,8 @@ class PretrainTrainer(Trainer):
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        if norm is not None:
+        # fp16's loss scaler skips a step whose gradients overflow, and lowers its scale: that is its normal work.
+        if norm is not None and not self.args.fp16:
             self._refuse_non_finite(norm, torch.cat(self._window), "gradient norm")
         return norm
 
@@ -154,8 +156,11 @@ class PretrainTrainer(Trainer):
         if self.eval_dataset is None:
             return {}
         mine = Subset(self.eval_dataset, range(self.args.process_index, len(self.eval_dataset), self.args.world_size))
-        # No worker processes and no shuffling: measuring must not move the random state of training.
-        loader = DataLoader(mine, self.args.per_device_eval_batch_size, collate_fn=self.data_collator)
+        # No shuffling, and a generator of its own, since every iterator draws a seed: measuring must not move the random
+        # state of training.
+        loader = DataLoader(
+            mine, self.args.per_device_eval_batch_size, collate_fn=self.data_collator, generator=torch.Generator()
+        )
         model = self.model.model
         if not self.is_in_train:
             model.to(self.args.device)
@@ -222,13 +227,21 @@ def gathered(module: torch.nn.Module) -> Iterator[None]:
 
 
 def last_checkpoint(output_dir: str | os.PathLike) -> str | None:
-    """The newest `checkpoint-N` that is whole: trainer_state.json is written last, so a killed save has none."""
+    """The newest `checkpoint-N` that is whole: trainer_state.json is written last, so a killed save has none or half."""
     folder = Path(output_dir)
     if not folder.is_dir():
         return None
     found = {}
     for path in folder.iterdir():
         match = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name)
-        if match and (path / TRAINER_STATE).is_file():
+        if match and _is_json(path / TRAINER_STATE):
             found[int(match[1])] = str(path)
     return found[max(found)] if found else None
+
+
+def _is_json(file: Path) -> bool:
+    try:
+        json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return True

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-# fp32 sums in another order and in matmuls of other shapes: measured 3e-7 relative to the largest entry.
-TOLERANCE = 5e-6
+# fp32 sums in another order and in matmuls of other shapes over three steps: measured below 5e-6 of the largest entry.
+TOLERANCE = 1e-5
 
 
 class Gradients(TrainerCallback):
