@@ -45,8 +45,6 @@ from llava_pat.alignment.base import AlignmentObjective
 from llava_pat.alignment.pooling import label_vectors
 from llava_pat.types import AlignmentInputs, AlignmentLoss
 
-SEEN = []
-
 
 class Foreign(AlignmentObjective):
     requires = frozenset({"regions"})
@@ -59,7 +57,8 @@ class Foreign(AlignmentObjective):
     def forward(self, inputs: AlignmentInputs) -> AlignmentLoss:
         if os.environ.get("DIE_AT") == str(inputs.step):
             os.kill(os.getpid(), signal.SIGKILL)
-        SEEN.append(inputs.regions.coverage.dtype)
+        if inputs.regions.coverage.dtype != torch.float32:
+            raise TypeError(f"coverage was rounded to {inputs.regions.coverage.dtype}")
         words = self.head(label_vectors(inputs).to(self.head.weight.dtype)).float()
         picked = inputs.patch_embeds.float().mean(1)[inputs.regions.image]
         noise = 1 + self.noise * torch.randn(len(words), device=words.device)
