@@ -128,7 +128,8 @@ def test_instruction_records(made):
         first = record.turns[0].value
         assert first.startswith("Scene: ")
         said = first.removeprefix("Scene: ").split("\n")[0]
-        assert sorted(said[:-1].split("; ")) == sorted(f"{t.label} {text.write_box(scene, t.box)}" for t in scene.things)
+        things = sorted(f"{thing.label} {text.write_box(scene, thing.box)}" for thing in scene.things)
+        assert sorted(said[:-1].split("; ")) == things
 
 
 @pytest.mark.parametrize(("kind", "template", "geometry"), [("pretrain", "plain", CenterCrop), ("instruct", "v1", Pad)])
@@ -274,10 +275,9 @@ def test_if_absent(made, tmp_path, capsys, monkeypatch):
 
 def test_a_killed_run_leaves_no_manifest(tmp_path):
     (tmp_path / generate.MANIFEST).write_text(json.dumps({"train": 3000, "val": VAL, "seed": 1}))  # of an older run
-    command = [sys.executable, "-m", "playground.generate", "--out", str(tmp_path), "--train", "3000", "--seed", "0"]
-    process = subprocess.Popen(
-        [*command, "--workers", "1"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+    command = [sys.executable, "-m", "playground.generate", "--out", str(tmp_path), "--train", "3000", "--workers", "1"]
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **silent)
     try:
         deadline = time.monotonic() + 60
         while not (tmp_path / "images" / "train" / "000020.png").exists():

@@ -80,7 +80,8 @@ def test_existence(asked):
 def test_relation(asked, oracle):
     said, words = Counter(), Counter()
     for _, seen, qa in of_type(asked, "relation"):
-        parts = re.fullmatch(r"Is the (\w+) (\w+) (left of|right of|above|below) the (\w+) (\w+)\?", qa.question).groups()
+        asks = r"Is the (\w+) (\w+) (left of|right of|above|below) the (\w+) (\w+)\?"
+        parts = re.fullmatch(asks, qa.question).groups()
         (a,) = [t for t in seen if (t.colour, t.kind) == parts[:2]]
         (b,) = [t for t in seen if (t.colour, t.kind) == parts[3:]]
         assert a is not b
