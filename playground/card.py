@@ -66,7 +66,7 @@ def render(models: Path, figures: dict[str, dict[str, float]]) -> str:
             f"## llama: LlamaForCausalLM, {sizes['llama']:.1f} MB",
             "",
             f"Width {configs['llama']['hidden_size']}, {configs['llama']['num_hidden_layers']} layers, "
-            f"{configs['llama']['vocab_size']} sentencepiece pieces; every two-decimal number is one piece. Trained on",
+            f"{configs['llama']['vocab_size']} sentencepiece pieces; a two-decimal number is two of them. Trained on",
             "conversations about scenes given as text (v1 template) and on captions (playground/language_model.py).",
             "",
             *head,

@@ -2,9 +2,10 @@
 
 - The text tower's: CLIP's byte-pair encoding (`vocab.json`, `merges.txt`), every byte covered.
 - The language model's: a sentencepiece `tokenizer.model` like Llama's (byte-pair encoding, byte fallback, dummy prefix,
-  whitespace kept), so that slow tokenizers load it too. The 101 two-decimal numbers from 0.00 to 1.00 are pieces of their
-  own: a box is then four symbols to copy instead of sixteen, which is what lets a small model learn to copy it. They are
-  ordinary pieces whose merges come first, not `user_defined_symbols`: transformers 5 puts a space behind those.
+  whitespace kept), so that slow tokenizers load it too. A two-decimal number is two pieces, "0.3" and "7": eleven tenths
+  and ten digits. With one piece for each of the 101 numbers a small model takes many times longer to learn to copy them
+  (measured: after 200 steps of two-object drills, 2 % of the pieces right against 49 %); with four pieces a box is long.
+  They are ordinary pieces whose merges come first, not `user_defined_symbols`: transformers 5 puts a space behind those.
 """
 
 from __future__ import annotations
@@ -18,17 +19,13 @@ import numpy as np
 
 from playground import text, world
 
-NUMBER_MERGES = (
-    *("0.", "1."),
-    *(f"0.{tenth}" for tenth in range(10)),
-    "1.0",
-    *(f"{i / 100:.2f}" for i in range(101)),
-)  # every merge on the way to a two-decimal number, in the order in which they must happen
+NUMBER_MERGES = ("0.", "1.", *(f"0.{tenth}" for tenth in range(10)), "1.0")
+"""Every merge on the way to a number's first piece, in the order in which they must happen."""
 V1_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
-LLAMA_PIECES = 800
+LLAMA_PIECES = 700
 CLIP_MERGES = 240
 
 
