@@ -110,7 +110,7 @@ def test_reports_come_with_the_states(tmp_path):
 
 
 def test_only_matrices_decay(tmp_path):
-    """With a loss whose gradient is zero, AdamW leaves exactly the decay: lr * decay a step on matrices, nothing else."""
+    """With a gradient of zero, AdamW leaves exactly the decay: lr * decay a step on matrices, nothing else."""
     model = module()
     nn.init.constant_(model[0].bias, 0.5)
     before = {name: value.clone() for name, value in model.state_dict().items()}
