@@ -76,18 +76,28 @@ class Probe:
 
     @classmethod
     def build(cls, regions: Mapping[str, ImageRegions] | None, vocabulary: Vocabulary | None, tokenizer) -> Probe:
-        """vocabulary: None takes the held-out labels as the object vocabulary."""
+        """vocabulary: None takes the held-out labels as the object vocabulary. ValueError when no label has its words."""
         if regions is None:
             return cls(None, None)
         labels = vocabulary_of(region.label for entry in regions.values() for region in entry.regions)
         label_words = words_for(labels, regions.values(), tokenizer)
-        return cls(words_for(vocabulary, regions.values(), tokenizer) if vocabulary else label_words, label_words)
+        if vocabulary is None:
+            return cls(label_words, label_words)
+        words = words_for(vocabulary, regions.values(), tokenizer)
+        if not any(bool(row.any()) for row in words.targets.values()):
+            raise ValueError(
+                f"none of its {len(vocabulary.words)} words (such as {vocabulary.words[0]!r}) is in a label of the held-out "
+                f"regions (such as {labels.words[0]!r}); take the vocabulary of these labels, or leave it out"
+            )
+        return cls(words, label_words)
 
     @torch.no_grad()
     def measure(
         self, model: VisionLanguageModel, batches: Iterable[Mapping[str, Tensor]], all_reduce=None
     ) -> dict[str, float]:
         """caption_loss (nats per token) and, with regions, patch_cosine, hit_at_1, hit_at_5, hit_<facet>; entropies.
+
+        What nothing was seen for is left out: alignment without a labelled patch, entropies without an image.
 
         all_reduce: sums a tensor over ranks in place; every rank gives its share of the batches.
         """
@@ -121,12 +131,15 @@ class Probe:
             _reduce_all(all_reduce, caption, alignment, labels, features_entropy, patches_entropy)
         measured = {"caption_loss": float(caption[0] / caption[1])}
         if alignment is not None:
+            measured["labelled_patches"] = float(alignment.sums[0])
+        if alignment is not None and alignment.sums[0]:
             label_result, word_result = labels.result(), alignment.result()
             measured["patch_cosine"] = label_result["patch_cosine"]
             measured |= {name: value for name, value in word_result.items() if name.startswith("hit_")}
             measured["hit_label_at_1"] = label_result["hit_at_1"]
-            measured["labelled_patches"] = word_result["patches"]
         for name, entropy in (("features", features_entropy), ("patches", patches_entropy)):
+            if not entropy.rows:
+                continue
             measured[f"entropy_{name}"] = entropy.result()
             measured[f"entropy_{name}_centred"] = entropy.result(centred=True)
         return measured

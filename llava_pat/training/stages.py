@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,11 +28,13 @@ from llava_pat.models.loading import load_image_processor
 from llava_pat.models.vlm import VisionLanguageModel
 from llava_pat.training import output
 from llava_pat.training.arguments import DataArguments, ModelArguments, PretrainArguments, parse_pretrain
+from llava_pat.training.flags import ConfigError
 from llava_pat.training.measure import Probe
 from llava_pat.training.progress import StepLines, table
 from llava_pat.training.run_config import write_config
 from llava_pat.training.task import AlignedPretraining
 from llava_pat.training.trainer import PretrainTrainer
+from llava_pat.types import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -60,13 +63,14 @@ def pretrain(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     set_seed(training.seed)
     parts = build_parts(arguments)
-    objective = build_objective(
-        arguments.alignment.alignment,
-        hidden_size=parts.model.hidden_size,
-        vision_width=parts.model.vision_width,
-        **arguments.alignment.objective_keywords(),
-    )
-    objective.check_requirements({"captions"} | ({"regions"} if parts.train.regions is not None else set()))
+    with blamed_on("alignment"):
+        objective = build_objective(
+            arguments.alignment.alignment,
+            hidden_size=parts.model.hidden_size,
+            vision_width=parts.model.vision_width,
+            **arguments.alignment.objective_keywords(),
+        )
+        objective.check_requirements({"captions"} | ({"regions"} if parts.train.regions is not None else set()))
     for name, dataset in (("training", parts.train), ("held-out", parts.held_out)):
         if dataset is not None and main:
             report = dataset.check(parts.model.num_patches, progress=sys.stderr.isatty())
@@ -114,32 +118,41 @@ def build_parts(arguments: PretrainArguments) -> Parts:
     """Model, tokenizer and data sets from the arguments; anything that does not fit is refused here."""
     model_arguments, data, training = arguments.model, arguments.data, arguments.training
     dtype = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else torch.float32
-    model = VisionLanguageModel.from_pretrained(
-        model_arguments.vision_tower,
-        model_arguments.model_name_or_path,
-        model_arguments.mm_projector_type,
-        model_arguments.mm_vision_select_layer,
-        model_arguments.mm_vision_select_feature,
-        dtype=dtype,
-        attn_implementation=model_arguments.attn_implementation,
-    )
+    for flag in ("vision_tower", "model_name_or_path"):
+        _refuse_missing_folder(flag, vars(model_arguments)[flag])
+    with blamed_on("vision_tower", "model_name_or_path"):
+        model = VisionLanguageModel.from_pretrained(
+            model_arguments.vision_tower,
+            model_arguments.model_name_or_path,
+            model_arguments.mm_projector_type,
+            model_arguments.mm_vision_select_layer,
+            model_arguments.mm_vision_select_feature,
+            dtype=dtype,
+            attn_implementation=model_arguments.attn_implementation,
+        )
     if model_arguments.pretrain_mm_mlp_adapter:
-        load_projector(model_arguments.pretrain_mm_mlp_adapter, model.projector)
+        with blamed_on("pretrain_mm_mlp_adapter"):
+            load_projector(model_arguments.pretrain_mm_mlp_adapter, model.projector)
     model.freeze_for_stage1()
-    tokenizer = load_tokenizer(model_arguments.model_name_or_path, training.model_max_length)
+    with blamed_on("model_name_or_path"):
+        tokenizer = load_tokenizer(model_arguments.model_name_or_path, training.model_max_length)
     if len(tokenizer) > model.vocab_size:
-        raise ValueError(
+        raise ConfigError(
             f"{model_arguments.model_name_or_path}: the tokenizer has {len(tokenizer)} ids, the model {model.vocab_size} "
             "embeddings; take the tokenizer that belongs to the model"
         )
-    image_processor = load_image_processor(model_arguments.vision_tower, model.image_size)
-    geometry = geometry_for(data.image_aspect_ratio, image_processor)
+    with blamed_on("vision_tower"):
+        image_processor = load_image_processor(model_arguments.vision_tower, model.image_size)
+        geometry = geometry_for(data.image_aspect_ratio, image_processor)
+
+    with blamed_on("version"):
+        template = get_template(model_arguments.version)
 
     def dataset(path: str, images: str, regions: str | None) -> LlavaDataset:
         return LlavaDataset(
             load_records(path),
             images,
-            get_template(model_arguments.version),
+            template,
             tokenizer,
             geometry,
             model.patch_size,
@@ -155,18 +168,37 @@ def build_parts(arguments: PretrainArguments) -> Parts:
     return Parts(model, tokenizer, dataset(data.data_path, data.image_folder, data.regions_path), held_out, collator)
 
 
+@contextlib.contextmanager
+def blamed_on(*flags: str) -> Iterator[None]:
+    """What transformers or a room of ours says about the user's files becomes an error of these flags."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{' and '.join(f'--{flag}' for flag in flags)}: {error}") from error
+
+
+def _refuse_missing_folder(flag: str, name: str) -> None:
+    """transformers takes a folder that is not there for a hub id, and says only that it is no good one."""
+    if (name.startswith(("/", ".", "~")) or name.count("/") > 1) and not Path(name).is_dir():
+        raise ConfigError(f"--{flag} {name}: no such folder (from {Path.cwd()}), and not a hub id")
+
+
 def build_trainer(arguments: PretrainArguments, parts: Parts, task: AlignedPretraining) -> PretrainTrainer:
     """The trainer with the probe, the log lines, and what it writes into every checkpoint."""
     held_out = parts.held_out
     vocabulary = load_vocabulary(arguments.data.vocabulary_path) if arguments.data.vocabulary_path else None
     config = llava_config(arguments.model, arguments.data, parts.model, arguments.training.model_max_length)
+    with blamed_on("vocabulary_path"):
+        probe = Probe.build(held_out.regions if held_out else None, vocabulary, parts.tokenizer)
     trainer = PretrainTrainer(
         model=task,
         args=arguments.training,
         data_collator=parts.collator,
         train_dataset=parts.train,
         eval_dataset=held_out,
-        probe=Probe.build(held_out.regions if held_out else None, vocabulary, parts.tokenizer),
+        probe=probe,
         write_config=lambda folder: save_config(config, folder),
         callbacks=[StepLines()],
     )

@@ -45,6 +45,8 @@ class AlignedPretraining(nn.Module):
         self.model = model
         self.objective = objective
         self.alignment_weight = alignment_weight
+        # Where transformers and accelerate look for the width that DeepSpeed's "auto" bucket sizes follow from.
+        self.config = model.llm.config
 
     def forward(
         self,
@@ -57,10 +59,13 @@ class AlignedPretraining(nn.Module):
 
         Returns `loss` (fp32 scalar with the graph) and detached fp32 sums: caption_sum, caption_count, alignment_sum,
         alignment_count, and each of the objective's metrics as alignment/<name>. Without `divisors` the micro-batch
-        stands alone: plain means.
+        stands alone: plain means. FloatingPointError when the projected patches are not finite.
         """
         features = self.model.encode_images(batch["pixel_values"])
         patch_embeds = self.model.project(features)
+        # Here and not at the loss: an objective may stumble over such patches with words about something else.
+        if not torch.isfinite(patch_embeds.detach().sum(dtype=torch.float32)):
+            raise FloatingPointError("projected patches hold NaN or infinite values")
         hidden = self.model.forward_hidden(batch["input_ids"], batch["attention_mask"], patch_embeds)
         caption, caption_count = self.model.caption_loss_sum(hidden, batch["labels"])
         aligned = self.objective(self._alignment_inputs(batch, features, patch_embeds, step, total_steps))
