@@ -15,6 +15,7 @@ from llava_pat.data.templates import get_template
 from llava_pat.data.tokenize import encode, load_tokenizer
 from llava_pat.types import IGNORE_INDEX, Turn
 from playground import language_model, text, world
+from playground.vocabulary import LLAMA_PIECES
 
 FOLDER = Path(language_model.__file__).parent / "models" / "llama"
 
@@ -175,7 +176,7 @@ def model_that(predicts):
     """Stands in for a LlamaForCausalLM: logits from the ids that it is shown."""
 
     def call(input_ids):
-        return SimpleNamespace(logits=F.one_hot(predicts(input_ids), 800).float())
+        return SimpleNamespace(logits=F.one_hot(predicts(input_ids), LLAMA_PIECES).float())
 
     return call
 
