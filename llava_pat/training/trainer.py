@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import os
 import re
 import time
@@ -82,7 +83,10 @@ class PretrainTrainer(Trainer):
         num_items_in_batch: Divisors | None = None,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         step, total = self.state.global_step, self.state.max_steps
-        outputs = model(inputs, step=step, total_steps=total, divisors=num_items_in_batch)
+        try:
+            outputs = model(inputs, step=step, total_steps=total, divisors=num_items_in_batch)
+        except FloatingPointError as error:
+            raise self._not_finite(str(error), inputs["sample_index"]) from error
         self._refuse_non_finite(outputs["loss"], inputs["sample_index"], "loss")
         for name, value in outputs.items():
             if name != "loss":
@@ -96,12 +100,14 @@ class PretrainTrainer(Trainer):
 
     def _refuse_non_finite(self, value: Tensor | float, samples: Tensor, what: str) -> None:
         value = float(value.detach() if isinstance(value, Tensor) else value)
-        if value == value and abs(value) != float("inf"):
-            return
+        if not math.isfinite(value):
+            raise self._not_finite(f"the {what} is {value}", samples)
+
+    def _not_finite(self, what: str, samples: Tensor) -> FloatingPointError:
         ids = [self.train_dataset.records[index].id for index in samples.tolist()]
         kept = last_checkpoint(self.args.output_dir)
-        raise FloatingPointError(
-            f"the {what} is {value} at step {self.state.global_step + 1} of {self.state.max_steps}; samples {ids}. "
+        return FloatingPointError(
+            f"{what} at step {self.state.global_step + 1} of {self.state.max_steps}; samples {ids}. "
             + (f"The last good checkpoint is {kept}." if kept else "No checkpoint was written yet.")
             + " Look at these samples, lower --learning_rate, or train in fp32 (--bf16 False)."
         )
@@ -196,6 +202,10 @@ class PretrainTrainer(Trainer):
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         import deepspeed
 
+        # DeepSpeed's own default without the key was "no clipping" once and is 1.0 now; here the flag decides, as it does
+        # without DeepSpeed.
+        plan = self.accelerator.state.deepspeed_plugin.hf_ds_config.config
+        plan.setdefault("gradient_clipping", self.args.max_grad_norm)
         # transformers leaves frozen weights out of a DeepSpeed checkpoint for PEFT models only.
         engine = deepspeed.DeepSpeedEngine
         with contextlib.ExitStack() as restore:
