@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from playground import world
+from playground import generate, world
 
 
 @dataclass(frozen=True)
@@ -78,3 +79,11 @@ def oracle():
         meant_by = staticmethod(meant_by)
 
     return Oracle
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory) -> Path:
+    """The folder of a small world: seed 5, 60 training and 12 held-out scenes."""
+    out = tmp_path_factory.mktemp("playground") / "data"
+    generate.main(["--out", str(out), "--train", "60", "--val", "12", "--seed", "5", "--workers", "1"])
+    return out
