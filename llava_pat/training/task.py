@@ -88,12 +88,19 @@ class AlignedPretraining(nn.Module):
             **{f"alignment/{name}": value for name, value in aligned.metrics.items()},
         }
 
-    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict | None = None) -> None:
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict | None = None, every_n_layers: int = 1, offload: bool = False
+    ) -> None:
         """transformers' Trainer calls this by the one name or, in older versions, by the other."""
+        if every_n_layers != 1 or offload:
+            raise ValueError(
+                f"activation_checkpointing_kwargs: every_n_layers {every_n_layers} and offload {offload} are not "
+                "supported; leave them out, and every layer is recomputed"
+            )
         self.model.gradient_checkpointing_enable(activation_checkpointing_kwargs)
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
-        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs)
 
     def weight(self, step: int, total_steps: int) -> float:
         """The alignment's weight at this optimizer step (the first one is step 0)."""

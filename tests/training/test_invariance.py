@@ -91,3 +91,15 @@ def test_a_count_that_the_data_do_not_tell_is_the_mean_over_micro_batches(make_t
     total.backward()
     expected = {name: p.grad for name, p in again.task.named_parameters() if p.requires_grad}
     assert_same([gradients], [expected])
+
+
+def test_recomputing_activations_changes_nothing(make_trainer) -> None:
+    """The recipe's gradient_checkpointing True: each decoder layer runs a second time in the backward pass."""
+    kept, kept_log = run(make_trainer(**flags(2, 2, activation_checkpointing=False)), 3)
+    made = make_trainer(**flags(2, 2, activation_checkpointing=True))
+    calls = []
+    made.task.model.llm.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    recomputed, log = run(made, 3)
+    assert len(calls) == 2 * 6  # six micro-batches
+    assert_same(recomputed, kept)
+    assert [line["loss"] for line in log] == [line["loss"] for line in kept_log]
