@@ -21,8 +21,8 @@ def run(stage: Callable[[], object]) -> None:
     except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
-    finally:
-        import torch.distributed as dist
+    import torch.distributed as dist
 
-        if dist.is_available() and dist.is_initialized():
-            dist.destroy_process_group()
+    # After a clean end only: with other ranks in the middle of a collective, this would wait for them.
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from llava_pat.data.dataset import LlavaDataset
 from llava_pat.training.stages import pretrain
@@ -86,3 +86,14 @@ def test_a_loss_that_is_not_finite(make_trainer) -> None:
     made.trainer.add_callback(At(2, lambda: made.task.model.llm.lm_head.weight.data.fill_(float("nan"))))
     with pytest.raises(FloatingPointError, match="the loss is nan at step 3 of 6; samples"):
         made.trainer.train()
+
+
+def test_fp16_may_overflow(make_trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its loss scaler finds the scale by overflowing, and skips those steps itself."""
+    made = make_trainer()
+    made.trainer._window = [torch.tensor([0])]
+    monkeypatch.setattr(Trainer, "_get_grad_norm", lambda *_, **__: float("inf"))
+    with pytest.raises(FloatingPointError):
+        made.trainer._get_grad_norm(made.task)
+    monkeypatch.setattr(made.trainer.args, "fp16", True)
+    assert made.trainer._get_grad_norm(made.task) == float("inf")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shlex
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from safetensors.torch import load_file
 from llava_pat.training.arguments import parse_pretrain
 from llava_pat.training.stages import pretrain
 
+ROOT = Path(__file__).resolve().parents[2]
 KEYS = {f"model.mm_projector.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")}
 MEASURES = ("caption_loss", "patch_cosine", "hit_at_1", "hit_at_5", "entropy_features", "entropy_patches")
 
@@ -117,3 +120,37 @@ def test_starting_from_a_projector(world, finished, tmp_path: Path) -> None:
     out, metrics, _ = finished
     more = pretrain(world.argv(tmp_path / "llava-run", pretrain_mm_mlp_adapter=out / "mm_projector.bin", max_steps=1))
     assert more["caption_loss_init"] == pytest.approx(metrics["caption_loss_final"], abs=1e-6)
+
+
+def published() -> list[str]:
+    """The arguments of scripts/pretrain.sh: LLaVA's own list."""
+    _, _, command = (ROOT / "scripts" / "pretrain.sh").read_text().partition("launch train/pretrain.py")
+    return [word for word in shlex.split(command) if word.strip() not in ("", "$@")]
+
+
+def test_the_published_command_runs(world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bf16, gradient checkpointing, 4 workers, DeepSpeed's plan, as published; only what lies elsewhere is overridden."""
+    monkeypatch.chdir(ROOT)
+    words = published()
+    assert words[:2] == ["--deepspeed", "./scripts/zero2.json"] and "--gradient_checkpointing" in words
+    out = tmp_path / "llava-run"
+    here = {
+        "model_name_or_path": world.folder / "llm", "vision_tower": world.folder / "clip", "report_to": "none",
+        "data_path": world.folder / "train.json", "image_folder": world.folder / "images", "output_dir": out,
+        "per_device_train_batch_size": 4,
+    }  # fmt: skip
+    metrics = pretrain([*words, *(f"--{name}={value}" for name, value in here.items())])
+    assert (metrics["objective"], metrics["steps"]) == ("none", 3)
+    stored = torch.load(out / "mm_projector.bin", weights_only=True)
+    assert set(stored) == KEYS and all(torch.isfinite(tensor).all() for tensor in stored.values())
+    history = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    assert all(math.isfinite(line["loss"]) for line in history if "loss" in line)
+
+
+def test_none_is_the_run_without_regions(world, tmp_path: Path) -> None:
+    """Regions and their weight change nothing for `none`: to the bit the caption loss alone."""
+    absent = {"regions_path": None}
+    for name, more in (("with", {}), ("without", absent)):
+        pretrain(world.argv(tmp_path / f"llava-{name}", alignment="none", logging_steps=1, **more))
+    one, other = ((tmp_path / f"llava-{name}" / "mm_projector.bin").read_bytes() for name in ("with", "without"))
+    assert one == other
