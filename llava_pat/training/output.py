@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ import yaml
 
 from llava_pat.models.checkpoint import PROJECTOR_BIN
 from llava_pat.training.arguments import PretrainArguments
+from llava_pat.training.checkpoints import last_checkpoint
 from llava_pat.training.flags import ConfigError
 from llava_pat.training.run_config import write_config
-from llava_pat.training.trainer import last_checkpoint
 
 METRICS = "metrics.json"
 INITIAL = "metrics_init.json"
@@ -38,10 +39,10 @@ def claim(arguments: PretrainArguments, folder: Path) -> str | None:
         raise ConfigError(f"{folder} holds a {PROJECTOR_BIN} but no {CONFIG}: not one of our runs. Choose another --output_dir")
     if not theirs.is_file():
         return None
-    aside = folder / f".{CONFIG}.new"
-    write_config(arguments, aside)
-    old, new = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in (theirs, aside))
-    aside.unlink()
+    with tempfile.TemporaryDirectory() as scratch:  # every rank comes here: not into the folder that they share
+        ours = Path(scratch) / CONFIG
+        write_config(arguments, ours)
+        old, new = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in (theirs, ours))
     differ = sorted(key for key in (old.keys() | new.keys()) - _FREE if old.get(key) != new.get(key))
     if differ:
         shown = "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in differ[:5])

@@ -14,10 +14,8 @@ import contextlib
 import functools
 import json
 import math
-import os
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +24,14 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from transformers import Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llava_pat.data.collate import patch_regions
 from llava_pat.models.checkpoint import load_objective, load_projector, save_objective, save_projector
+from llava_pat.training.checkpoints import TRAINER_STATE, gathered, last_checkpoint
+from llava_pat.training.flags import ConfigError
 from llava_pat.training.measure import Probe
 from llava_pat.training.task import AlignedPretraining, Divisors
 from llava_pat.types import IGNORE_INDEX
-
-TRAINER_STATE = "trainer_state.json"
 
 
 class PretrainTrainer(Trainer):
@@ -198,6 +195,8 @@ class PretrainTrainer(Trainer):
         load_objective(resume_from_checkpoint, self.model.objective)
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: str | None):
+        if resume_from_checkpoint is not None:
+            self._refuse_another_length(max_steps, Path(resume_from_checkpoint))
         if not self.is_deepspeed_enabled:
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         import deepspeed
@@ -223,35 +222,12 @@ class PretrainTrainer(Trainer):
         return prepared
 
 
-@contextlib.contextmanager
-def gathered(module: torch.nn.Module) -> Iterator[None]:
-    """Under ZeRO-3 the trained weights are whole inside; elsewhere nothing happens."""
-    sharded = [p for p in module.parameters() if p.requires_grad and hasattr(p, "ds_id")]
-    if not sharded:
-        yield
-        return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(sharded):
-        yield
-
-
-def last_checkpoint(output_dir: str | os.PathLike) -> str | None:
-    """The newest `checkpoint-N` that is whole: trainer_state.json is written last, so a killed save has none or half."""
-    folder = Path(output_dir)
-    if not folder.is_dir():
-        return None
-    found = {}
-    for path in folder.iterdir():
-        match = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name)
-        if match and _is_json(path / TRAINER_STATE):
-            found[int(match[1])] = str(path)
-    return found[max(found)] if found else None
-
-
-def _is_json(file: Path) -> bool:
-    try:
-        json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return False
-    return True
+    def _refuse_another_length(self, max_steps: int, checkpoint: Path) -> None:
+        """On another number of processes, or other data under the same name, transformers would go on without a word."""
+        theirs = json.loads((checkpoint / TRAINER_STATE).read_text(encoding="utf-8"))["max_steps"]
+        if theirs != max_steps:
+            raise ConfigError(
+                f"{checkpoint} is of a run of {theirs} steps, this one has {max_steps}: the number of processes (now "
+                f"{self.args.world_size}) or the data differ. Start it as before, with --global_batch_size on any number "
+                "of processes, or choose another --output_dir"
+            )

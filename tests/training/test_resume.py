@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -10,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from llava_pat.training.checkpoints import last_checkpoint
 from llava_pat.training.launch import run as run_to_exit
 from llava_pat.training.stages import pretrain
-from llava_pat.training.trainer import last_checkpoint
 
 PROJECTOR = {f"model.mm_projector.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")}
 
@@ -104,6 +105,23 @@ def test_another_runs_folder_is_refused(world, tmp_path: Path, capsys: pytest.Ca
     assert exit_.value.code == 2
     message = capsys.readouterr().err
     assert "another run" in message and "alignment_weight: 2.0 there, 3.0 now" in message and "--output_dir" in message
+
+
+def test_a_checkpoint_of_more_processes_is_refused(world, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """With twice the processes and the same flags the run has half the steps; the folder looks the same otherwise."""
+    out = tmp_path / "llava-run"
+    pretrain(world.argv(out))
+    for name in ("mm_projector.bin", "metrics.json"):
+        (out / name).unlink()
+    shutil.rmtree(out / "checkpoint-6")
+    shutil.rmtree(out / "checkpoint-4")
+    state = out / "checkpoint-2" / "trainer_state.json"
+    state.write_text(state.read_text().replace('"max_steps": 6', '"max_steps": 3'))
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        run_to_exit(lambda: pretrain(world.argv(out)))
+    message = capsys.readouterr().err
+    assert "of a run of 3 steps, this one has 6" in message and "processes" in message
 
 
 def test_last_checkpoint(tmp_path: Path) -> None:
