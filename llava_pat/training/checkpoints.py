@@ -29,7 +29,7 @@ def gathered(module: torch.nn.Module) -> Iterator[None]:
 
 
 def last_checkpoint(output_dir: str | os.PathLike) -> str | None:
-    """The newest `checkpoint-N` that is whole: trainer_state.json is written last, so a killed save has none or half."""
+    """The newest `checkpoint-N` that is whole: trainer_state.json is written last; a killed save has none or half."""
     folder = Path(output_dir)
     if not folder.is_dir():
         return None

@@ -14,7 +14,8 @@ from llava_pat.types import DataError
 def run(stage: Callable[[], object]) -> None:
     """Run a stage; a ConfigError or DataError is printed and ends the process with status 2 (other ranks are torn down
     by the launcher). Anything else keeps its traceback."""
-    logging.basicConfig(level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING, format="%(message)s")
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         stage()

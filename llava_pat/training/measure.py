@@ -1,6 +1,7 @@
 """What a projector is worth, on held-out data: caption loss, patch alignment, entropy. Runs before, during and after.
 
-Definitions (docs/recipe.md has them in words): a patch is labelled when a region covers at least LABELLED_COVERAGE of it.
+Definitions (docs/recipe.md has them in words): a patch is labelled when a region covers at least LABELLED_COVERAGE of
+it.
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ def words_for(vocabulary: Vocabulary, annotated: Iterable[ImageRegions], tokeniz
 class Probe:
     """Measures a model over held-out batches.
 
-    words: the object vocabulary (hit@k, facets); labels: the held-out labels themselves (patch_cosine). Both None without
-    held-out regions.
+    words: the object vocabulary (hit@k, facets); labels: the held-out labels themselves (patch_cosine). Both None
+    without held-out regions.
     """
 
     def __init__(self, words: Words | None, labels: Words | None) -> None:
@@ -76,7 +77,7 @@ class Probe:
 
     @classmethod
     def build(cls, regions: Mapping[str, ImageRegions] | None, vocabulary: Vocabulary | None, tokenizer) -> Probe:
-        """vocabulary: None takes the held-out labels as the object vocabulary. ValueError when no label has its words."""
+        """vocabulary: None takes the held-out labels as the object vocabulary. ValueError if no label has its words."""
         if regions is None:
             return cls(None, None)
         labels = vocabulary_of(region.label for entry in regions.values() for region in entry.regions)
@@ -86,8 +87,8 @@ class Probe:
         words = words_for(vocabulary, regions.values(), tokenizer)
         if not any(bool(row.any()) for row in words.targets.values()):
             raise ValueError(
-                f"none of its {len(vocabulary.words)} words (such as {vocabulary.words[0]!r}) is in a label of the held-out "
-                f"regions (such as {labels.words[0]!r}); take the vocabulary of these labels, or leave it out"
+                f"none of its {len(vocabulary.words)} words (such as {vocabulary.words[0]!r}) is in a label of the "
+                f"held-out regions (such as {labels.words[0]!r}); take the vocabulary of these labels, or leave it out"
             )
         return cls(words, label_words)
 

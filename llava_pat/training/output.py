@@ -1,4 +1,4 @@
-"""The output folder of a stage-1 run: refused when it is another run's, resumed when it is this one's, written at the end."""
+"""The output folder of a stage-1 run: refused when it is another's, resumed when it is this one's, written at the end."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ INITIAL = "metrics_init.json"
 CONFIG = "config.yaml"
 
 # May change between the start of a run and its resumption without making it another run.
-_FREE = {"report_to", "run_name", "logging_steps", "logging_strategy", "save_total_limit", "save_steps", "save_strategy",
-         "dataloader_num_workers", "eval_steps", "eval_strategy", "per_device_eval_batch_size", "output_dir"}  # fmt: skip
+_FREE = {
+    "report_to", "run_name", "logging_steps", "logging_strategy", "save_total_limit", "save_steps", "save_strategy",
+    "dataloader_num_workers", "eval_steps", "eval_strategy", "per_device_eval_batch_size", "output_dir",
+}  # fmt: skip
 
 
 def claim(arguments: PretrainArguments, folder: Path) -> str | None:
@@ -36,7 +38,9 @@ def claim(arguments: PretrainArguments, folder: Path) -> str | None:
     """
     theirs = folder / CONFIG
     if folder.is_dir() and any(folder.iterdir()) and not theirs.is_file() and (folder / PROJECTOR_BIN).is_file():
-        raise ConfigError(f"{folder} holds a {PROJECTOR_BIN} but no {CONFIG}: not one of our runs. Choose another --output_dir")
+        raise ConfigError(
+            f"{folder} holds a {PROJECTOR_BIN} but no {CONFIG}: not one of our runs. Choose another --output_dir"
+        )
     if not theirs.is_file():
         return None
     with tempfile.TemporaryDirectory() as scratch:  # every rank comes here: not into the folder that they share

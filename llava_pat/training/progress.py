@@ -19,7 +19,8 @@ class StepLines(TrainerCallback):
     def on_train_begin(self, args, state, control, **keywords) -> None:
         self._start, self._first = time.perf_counter(), state.global_step
         if state.is_world_process_zero:
-            print(f"training: {state.max_steps} steps" + (f", from step {self._first}" if self._first else ""), flush=True)
+            begin = f", from step {self._first}" if self._first else ""
+            print(f"training: {state.max_steps} steps{begin}", flush=True)
 
     def on_log(self, args, state, control, logs: Mapping[str, Any] | None = None, **keywords) -> None:
         if not state.is_world_process_zero or not logs:
@@ -27,7 +28,8 @@ class StepLines(TrainerCallback):
         if "caption_loss" in logs:
             print(self._line(state, logs), flush=True)
         elif "eval_caption_loss" in logs:
-            shown = " | ".join(f"{name.removeprefix('eval_')} {value:.4g}" for name, value in logs.items() if name in _SHOWN)
+            parts = (f"{name.removeprefix('eval_')} {value:.4g}" for name, value in logs.items() if name in _SHOWN)
+            shown = " | ".join(parts)
             print(f"step {state.global_step}/{state.max_steps} held out | {shown}", flush=True)
 
     def _line(self, state, logs: Mapping[str, Any]) -> str:
@@ -61,9 +63,10 @@ ROWS = {
 
 def table(metrics: Mapping[str, Any]) -> str:
     """Every measure at initialisation and after training, from the flat metrics.json."""
-    facets = sorted(name.removesuffix("_init") for name in metrics if name.startswith("hit_") and name.endswith("_init"))
+    hits = sorted(name for name in metrics if name.startswith("hit_") and name.endswith("_init"))
+    facets = [name.removesuffix("_init") for name in hits if "_at_" not in name]
     rows = dict(ROWS)
-    rows |= {name: f"nearest {name.removeprefix('hit_')} right" for name in facets if name not in rows and "_at_" not in name}
+    rows |= {name: f"nearest {name.removeprefix('hit_')} right" for name in facets}
     lines = [f"{'objective: ' + str(metrics['objective']):42s} {'at init':>10s} {'trained':>10s}"]
     for name, words in rows.items():
         if f"{name}_init" in metrics:

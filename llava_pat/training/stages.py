@@ -58,7 +58,8 @@ def pretrain(argv: Sequence[str] | None = None) -> dict[str, Any]:
     checkpoint = output.claim(arguments, folder)
     done = output.finished(folder)
     if done is not None:
-        _say(main, f"{folder} holds this run, finished. Delete it or give another --output_dir to run again.\n{table(done)}")
+        _say(main, f"{folder} holds this run, finished. Delete it or give another --output_dir to run again.")
+        _say(main, table(done))
         return done
 
     set_seed(training.seed)
@@ -138,8 +139,8 @@ def build_parts(arguments: PretrainArguments) -> Parts:
         tokenizer = load_tokenizer(model_arguments.model_name_or_path, training.model_max_length)
     if len(tokenizer) > model.vocab_size:
         raise ConfigError(
-            f"{model_arguments.model_name_or_path}: the tokenizer has {len(tokenizer)} ids, the model {model.vocab_size} "
-            "embeddings; take the tokenizer that belongs to the model"
+            f"{model_arguments.model_name_or_path}: the tokenizer has {len(tokenizer)} ids, the model "
+            f"{model.vocab_size} embeddings; take the tokenizer that belongs to the model"
         )
     with blamed_on("vision_tower"):
         image_processor = load_image_processor(model_arguments.vision_tower, model.image_size)

@@ -25,8 +25,8 @@ class Divisors:
 
     A step's gradient must not depend on how its sequences are cut into micro-batches and ranks. So each sum is divided
     by the count of the whole accumulation window over all ranks, times the ranks (their gradients are averaged).
-    `alignment` is None when the objective cannot tell its count from the data alone: then each micro-batch is divided by
-    its own count and by `micro_batches`, the mean over the window.
+    `alignment` is None when the objective cannot tell its count from the data alone: then each micro-batch is divided
+    by its own count and by `micro_batches`, the mean over the window.
     """
 
     caption: Tensor  # fp32 scalar

@@ -58,7 +58,9 @@ class PretrainTrainer(Trainer):
 
     # ---- the loss
 
-    def _get_num_items_in_batch(self, batch_samples: list[Mapping[str, Tensor]], device: torch.device) -> Divisors | None:
+    def _get_num_items_in_batch(
+        self, batch_samples: list[Mapping[str, Tensor]], device: torch.device
+    ) -> Divisors | None:
         """The divisors of the accumulation window that `batch_samples` make up."""
         if not batch_samples:
             return None
@@ -159,8 +161,8 @@ class PretrainTrainer(Trainer):
         if self.eval_dataset is None:
             return {}
         mine = Subset(self.eval_dataset, range(self.args.process_index, len(self.eval_dataset), self.args.world_size))
-        # No shuffling, and a generator of its own, since every iterator draws a seed: measuring must not move the random
-        # state of training.
+        # No shuffling, and a generator of its own, since every iterator draws a seed: measuring must not move the
+        # random state of training.
         loader = DataLoader(
             mine, self.args.per_device_eval_batch_size, collate_fn=self.data_collator, generator=torch.Generator()
         )
@@ -201,8 +203,8 @@ class PretrainTrainer(Trainer):
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         import deepspeed
 
-        # DeepSpeed's own default without the key was "no clipping" once and is 1.0 now; here the flag decides, as it does
-        # without DeepSpeed.
+        # DeepSpeed's own default without the key was "no clipping" once and is 1.0 now; here the flag decides, as it
+        # does without DeepSpeed.
         plan = self.accelerator.state.deepspeed_plugin.hf_ds_config.config
         plan.setdefault("gradient_clipping", self.args.max_grad_norm)
         # transformers leaves frozen weights out of a DeepSpeed checkpoint for PEFT models only.
@@ -223,11 +225,11 @@ class PretrainTrainer(Trainer):
 
 
     def _refuse_another_length(self, max_steps: int, checkpoint: Path) -> None:
-        """On another number of processes, or other data under the same name, transformers would go on without a word."""
+        """With another number of processes, or other data of the same name, transformers would go on without a word."""
         theirs = json.loads((checkpoint / TRAINER_STATE).read_text(encoding="utf-8"))["max_steps"]
         if theirs != max_steps:
             raise ConfigError(
                 f"{checkpoint} is of a run of {theirs} steps, this one has {max_steps}: the number of processes (now "
-                f"{self.args.world_size}) or the data differ. Start it as before, with --global_batch_size on any number "
-                "of processes, or choose another --output_dir"
+                f"{self.args.world_size}) or the data differ. Start it as before, with --global_batch_size on any "
+                "number of processes, or choose another --output_dir"
             )

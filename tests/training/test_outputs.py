@@ -129,7 +129,7 @@ def published() -> list[str]:
 
 
 def test_the_published_command_runs(world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """bf16, gradient checkpointing, 4 workers, DeepSpeed's plan, as published; only what lies elsewhere is overridden."""
+    """bf16, gradient checkpointing, 4 workers, DeepSpeed's plan, as published; paths are overridden."""
     monkeypatch.chdir(ROOT)
     words = published()
     assert words[:2] == ["--deepspeed", "./scripts/zero2.json"] and "--gradient_checkpointing" in words
