@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -26,4 +27,5 @@ def run(stage: Callable[[], object]) -> None:
 
     # After a clean end only: with other ranks in the middle of a collective, this would wait for them.
     if dist.is_available() and dist.is_initialized():
+        gc.collect()  # the trainer is a cycle; its DDP must go before the group, or the process may abort as it exits
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""The output folder of a stage-1 run: refused when it is another's, resumed when it is this one's, written at the end."""
+"""The output folder of a stage-1 run: refused when another run's, resumed when this one's, written at the end."""
 
 from __future__ import annotations
 
