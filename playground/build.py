@@ -22,7 +22,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--models", type=Path, default=HERE / "models", help="where the finished models go")
     parser.add_argument("--work", type=Path, default=HERE / "build", help="where the training states are kept")
     parser.add_argument("--tower_steps", type=int, default=7000)
-    parser.add_argument("--llm_steps", type=int, default=5500)
+    parser.add_argument("--llm_steps", type=int, default=3600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch")
     return parser.parse_args(argv)

@@ -6,7 +6,8 @@ stand), and drills (a scene, then look-ups in it, one after another, without a q
 loss; other tokens count a twentieth, enough to be a language model of them.
 
 Looking something up by two attributes is the skill that decides everything else, and it arrives suddenly or not at all.
-What brings it on: drills in half of the rows at first, and scenes of two objects, then of three, before all sizes.
+What brings it on: Muon instead of AdamW for the layers' matrices (on look-ups alone, 99 % after 225 steps against 36 %,
+the share of lucky guesses), drills of single words first, then with boxes, and scenes of few objects first.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ MAX_TOKENS = 304
 BACKGROUND_WEIGHT = 0.05  # of the tokens that are not answers
 PLAIN_SHARE = 1 / 7
 DRILL_SHARE = 0.5, 0.2  # at first, later
-CURRICULUM = (0.05, 2), (0.12, 3)  # until this share of the run, scenes of this many objects
+WORDS_ONLY = 0.1  # until this share of the run, every row is a drill without boxes
+CURRICULUM = (0.15, 2), (0.2, 3)  # until this share of the run, scenes of this many objects
 
 
 @dataclass
@@ -92,32 +94,39 @@ def plain(seed: int, split: str, index: int, rng: np.random.Generator) -> Docume
     return document
 
 
+def word_drill(scene: world.Scene, rng: np.random.Generator) -> Document:
+    """The scene's labels, then look-ups of one word: kind to colour, colour to kind."""
+    document = Document("; ".join(thing.label for thing in scene.things) + ".")
+    return _ask_once(document, _word_facts(scene), rng)
+
+
 def drill(scene: world.Scene, rng: np.random.Generator) -> Document:
-    """The scene, then ten look-ups: label to box, box to label, kind to colour, colour to kind."""
-    document = Document(text.scene_as_text(scene, rng))
+    """The scene, then look-ups: label to box, box to label, kind to colour, colour to kind."""
+    boxes = [(thing.label, text.write_box(scene, thing.box)) for thing in scene.things]
+    back = [(box, label) for label, box in boxes if rng.random() < 0.5]
+    return _ask_once(Document(text.scene_as_text(scene, rng)), _word_facts(scene) + boxes + back, rng)
+
+
+def _word_facts(scene: world.Scene) -> list[tuple[str, str]]:
     kinds, colours = [t.kind for t in scene.things], [t.colour for t in scene.things]
-    for _ in range(10):
-        thing = scene.things[rng.integers(len(scene.things))]
-        box = text.write_box(scene, thing.box)
-        choice = rng.integers(6)
-        if choice < 3:
-            document.say(f" {thing.label} ")
-            document.answer("drill", f"{box};")
-        elif choice == 3:
-            document.say(f" {box} ")
-            document.answer("drill", f"{thing.label};")
-        elif choice == 4 and kinds.count(thing.kind) == 1:
-            document.say(f" {thing.kind} is ")
-            document.answer("drill", f"{thing.colour};")
-        elif choice == 5 and colours.count(thing.colour) == 1:
-            document.say(f" {thing.colour} is ")
-            document.answer("drill", f"{thing.kind};")
+    facts = [(f"{t.kind} is", t.colour) for t in scene.things if kinds.count(t.kind) == 1]
+    return facts + [(f"{t.colour} is", t.kind) for t in scene.things if colours.count(t.colour) == 1]
+
+
+def _ask_once(document: Document, facts: list[tuple[str, str]], rng: np.random.Generator) -> Document:
+    """Each fact once, shuffled. Once: an answer that stands there already would be copied instead of looked up, and
+    that is learned first and hides the rest (measured: still at guessing after 380 steps, instead of 99 % after 280)."""
+    for index in rng.permutation(len(facts)):
+        document.say(f" {facts[index][0]} ")
+        document.answer("drill", f"{facts[index][1]};")
     return document
 
 
 def document(seed: int, split: str, index: int, progress: float = 1.0) -> Document:
     """Row `index`; `progress` is the share of the run that is over."""
     rng = np.random.default_rng([seed, world.SPLITS[split], index, 2])
+    if progress < WORDS_ONLY:
+        return word_drill(world.scene(seed, split, index, int(rng.integers(2, 5))), rng)
     things = next((size for until, size in CURRICULUM if progress < until), None)
     early = things is not None
     kind = rng.random()
@@ -158,8 +167,10 @@ def train(folder: Path, work: Path, steps: int, batch_size: int, seed: int) -> N
     model.set_attn_implementation("eager")  # see tower.py
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        first = step * batch_size
-        ids, weights, _ = encode(tokenizer, [document(seed, "train", first + i, step / steps) for i in range(batch_size)])
+        early = step / steps < WORDS_ONLY, step / steps < CURRICULUM[-1][0]
+        rows = batch_size * (1 + sum(early))  # early rows are short
+        first = 3 * step * batch_size
+        ids, weights, _ = encode(tokenizer, [document(seed, "train", first + i, step / steps) for i in range(rows)])
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(input_ids=ids).logits[:, :-1]
         weights = weights[:, 1:]
@@ -173,7 +184,9 @@ def train(folder: Path, work: Path, steps: int, batch_size: int, seed: int) -> N
             print(f"\n{step}: " + "  ".join(f"{k} {v:.3f}" for k, v in accuracy(model, tokenizer, seed, 96).items()))
 
     state = work / "llm.pt"
-    fit(model, loss_of, steps=steps, learning_rate=2e-3, state=state, weight_decay=0.01, report=report)
+    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    rates = {"learning_rate": 2e-3, "muon": (0.02, matrices)}
+    fit(model, loss_of, steps=steps, state=state, weight_decay=0.01, warmup=50, report=report, **rates)
     export(model, folder)
 
 

@@ -90,7 +90,8 @@ def view(scene: world.Scene, padded: bool) -> tuple[np.ndarray, np.ndarray]:
     instances[top : top + height, left : left + width] = scene.instances
     size = (world.SIDE, world.SIDE)
     small = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
-    return np.asarray(small), np.asarray(Image.fromarray(instances).resize(size, Image.Resampling.NEAREST))
+    unsigned = Image.fromarray(instances.view(np.uint8)).resize(size, Image.Resampling.NEAREST)  # Pillow has no int8
+    return np.array(small), np.asarray(unsigned).view(np.int8)
 
 
 def patch_targets(
