@@ -52,7 +52,7 @@ def _resolve_device(values: MutableMapping[str, Any], strength: Mapping[str, int
         values["use_cpu"] = True
     launched = "WORLD_SIZE" in os.environ
     if values["deepspeed"] and launched:
-        _note_clipping(values, notes)
+        _check_plan(values["deepspeed"])
     if values["use_cpu"]:
         if values["deepspeed"] and not launched:
             notes.append(f"--deepspeed {values['deepspeed']}: one process on a CPU has nothing to share: left out")
@@ -67,20 +67,15 @@ def _resolve_device(values: MutableMapping[str, Any], strength: Mapping[str, int
         raise ConfigError("--deepspeed needs a launcher: deepspeed train/pretrain.py, or torchrun train/pretrain.py")
 
 
-def _note_clipping(values: Mapping[str, Any], notes: list[str]) -> None:
-    # LLaVA's zero2.json has no gradient_clipping, so its published runs were not clipped; plain DDP would clip.
+def _check_plan(plan: str) -> None:
+    """The DeepSpeed plan is there and is JSON."""
     try:
-        inline = values["deepspeed"].startswith("{")  # transformers takes the plan itself, too
-        plan = json.loads(values["deepspeed"] if inline else Path(values["deepspeed"]).read_text(encoding="utf-8"))
+        # transformers takes the plan itself, too
+        json.loads(plan if plan.startswith("{") else Path(plan).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"--deepspeed {values['deepspeed']}: no such file (from {os.getcwd()})") from None
+        raise ConfigError(f"--deepspeed {plan}: no such file (from {os.getcwd()})") from None
     except json.JSONDecodeError as error:
-        raise ConfigError(f"--deepspeed {values['deepspeed']}: not valid JSON: {error}") from None
-    if "gradient_clipping" not in plan and values["max_grad_norm"]:
-        notes.append(
-            f"{values['deepspeed']} has no gradient_clipping: DeepSpeed does not clip, and --max_grad_norm "
-            f"{values['max_grad_norm']} has no effect (as in LLaVA's published runs)"
-        )
+        raise ConfigError(f"--deepspeed {plan}: not valid JSON: {error}") from None
 
 
 def _resolve_precision(values: MutableMapping[str, Any], strength: Mapping[str, int], notes: list[str]) -> None:
@@ -183,6 +178,13 @@ def check(arguments: PretrainArguments) -> None:
                 raise ConfigError(f"--{name} without --eval_data_path: there are no held-out records to measure on")
         if training.eval_strategy.value != "no":
             raise ConfigError(f"--eval_strategy {training.eval_strategy.value} needs --eval_data_path")
+    if training.resume_from_checkpoint:
+        raise ConfigError(
+            "--resume_from_checkpoint: stage 1 goes on from the newest whole checkpoint in --output_dir by itself; give "
+            "the same command again"
+        )
+    if training.load_best_model_at_end:
+        raise ConfigError("--load_best_model_at_end: a stage-1 checkpoint holds the projector, not a whole model")
     if not 1 <= training.model_max_length:
         raise ConfigError(f"--model_max_length {training.model_max_length}: expected at least 1")
     for tracker in training.report_to:

@@ -290,9 +290,17 @@ def test_the_written_config_reproduces_the_run(tmp_path: Path) -> None:
     assert settings_of(again) == settings_of(first)
 
 
-def test_under_deepspeed_missing_clipping_is_said() -> None:
-    notes: list[str] = []
-    consistency._note_clipping({"deepspeed": str(ROOT / "scripts" / "zero2.json"), "max_grad_norm": 1.0}, notes)
-    assert len(notes) == 1 and "does not clip" in notes[0]
+def test_a_deepspeed_plan_that_is_absent_or_no_json_is_refused(tmp_path: Path) -> None:
+    consistency._check_plan(str(ROOT / "scripts" / "zero2.json"))
+    consistency._check_plan('{"zero_optimization": {"stage": 2}}')
     with pytest.raises(ConfigError, match="no such file"):
-        consistency._note_clipping({"deepspeed": "nowhere.json", "max_grad_norm": 1.0}, notes)
+        consistency._check_plan("nowhere.json")
+    (tmp_path / "plan.json").write_text("{")
+    with pytest.raises(ConfigError, match="not valid JSON"):
+        consistency._check_plan(str(tmp_path / "plan.json"))
+
+
+@pytest.mark.parametrize("flags", [["--resume_from_checkpoint", "somewhere"], ["--load_best_model_at_end", "True"]])
+def test_what_stage_1_does_by_itself_or_cannot_do_is_refused(flags: list[str]) -> None:
+    with pytest.raises(ConfigError):
+        parse_pretrain([*NEEDED, *flags])
