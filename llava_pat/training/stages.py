@@ -6,7 +6,7 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,24 +95,36 @@ def pretrain(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     trainer.save_model()
     trainer.save_state()
-    # Of this start alone: what a killed start did before is in neither the samples nor the seconds.
-    first = output.step_of(checkpoint) if checkpoint else 0
-    per_step = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
-    metrics = {
-        "objective": arguments.alignment.alignment,
-        "seed": training.seed,
-        "steps": trainer.state.global_step,
-        "resumed_from_step": first,
-        "seconds": seconds,
-        "samples_per_second": (trainer.state.global_step - first) * per_step / seconds,
-        "peak_memory_bytes": output.peak_memory_bytes(),
-        **{f"{name}_init": value for name, value in before.items()},
-        **{f"{name}_final": value for name, value in after.items()},
-    }
+    metrics = summary(arguments, trainer.state.global_step, checkpoint, seconds, before, after)
     if main:
         output.write_metrics(folder, metrics)
         _say(main, f"\n{table(metrics)}\nwritten to {folder}")
     return metrics
+
+
+def summary(
+    arguments: PretrainArguments,
+    steps: int,
+    checkpoint: str | None,
+    seconds: float,
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+) -> dict[str, Any]:
+    """What metrics.json holds. Seconds and speed are of this start alone, not of a killed one before it."""
+    training = arguments.training
+    first = output.step_of(checkpoint) if checkpoint else 0
+    per_step = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
+    return {
+        "objective": arguments.alignment.alignment,
+        "seed": training.seed,
+        "steps": steps,
+        "resumed_from_step": first,
+        "seconds": seconds,
+        "samples_per_second": (steps - first) * per_step / seconds,
+        "peak_memory_bytes": output.peak_memory_bytes(),
+        **{f"{name}_init": value for name, value in before.items()},
+        **{f"{name}_final": value for name, value in after.items()},
+    }
 
 
 def build_parts(arguments: PretrainArguments) -> Parts:

@@ -223,7 +223,6 @@ class PretrainTrainer(Trainer):
         wrapped.save_checkpoint = functools.partial(wrapped.save_checkpoint, exclude_frozen_parameters=True)
         return prepared
 
-
     def _refuse_another_length(self, max_steps: int, checkpoint: Path) -> None:
         """With another number of processes, or other data of the same name, transformers would go on without a word."""
         theirs = json.loads((checkpoint / TRAINER_STATE).read_text(encoding="utf-8"))["max_steps"]
