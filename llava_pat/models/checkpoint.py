@@ -153,6 +153,9 @@ def _write_aside(file: Path, write: Callable[[Path], object]) -> None:
     aside = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         write(aside)
+        mask = os.umask(0)
+        os.umask(mask)
+        aside.chmod(0o666 & ~mask)  # safetensors makes its files readable for their owner only
         os.replace(aside, file)
     finally:
         aside.unlink(missing_ok=True)
