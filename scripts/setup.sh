@@ -98,7 +98,8 @@ _lp_prepare() {  # environment, extras: installs what is missing
 _lp_clear_stale_locks() {
     # A run that is killed while torch compiles an extension leaves a `lock` file, and later runs wait for it for ever.
     [[ -d "$TORCH_EXTENSIONS_DIR" ]] || return 0
-    if command -v pgrep >/dev/null 2>&1 && ! pgrep -x 'ninja|cc1plus|nvcc' >/dev/null; then
+    # one name a call: pgrep takes an alternation for a name of more than 15 letters
+    if command -v pgrep >/dev/null 2>&1 && ! { pgrep -x ninja || pgrep -x cc1plus || pgrep -x nvcc; } >/dev/null; then
         find "$TORCH_EXTENSIONS_DIR" -name lock -mmin +1 -print -delete | sed 's/^/[setup] removed a stale lock: /' >&2
     fi
 }
