@@ -82,8 +82,11 @@ def render(models: Path, figures: dict[str, dict[str, float]]) -> str:
             "What was tried, on two cores: AdamW with one piece per number (no look-up after 1,000 steps of 16 rows); two",
             "pieces per number (numbers are copied from the context, from the wrong object); Muon and drills in which no",
             "answer repeats (one-word look-ups 99 % after 280 steps); boxes from there on are learned slowly (0.49 of the",
-            "numbers' pieces right with two objects after 1,500 steps). The next things to try: many more steps on a GPU, and",
-            "drills that go from one number behind a label to a whole box.",
+            "numbers' pieces right with two objects after 1,500 steps). A trial after this build found the obstacle: a space",
+            "is a piece of its own before a number, so label and number never touch. With the tenths as pieces that carry",
+            "their space, and drills of one number behind a label between those of words and those of boxes, one number is",
+            "looked up by its two-word label 92 % of the time after 300 such steps, and whole boxes begin to come (11 % after",
+            "500 more, still rising; four minutes in all). The next build starts there.",
             "",
         ]
     )
