@@ -170,4 +170,4 @@ def test_the_committed_files_are_what_the_builder_writes(name, tmp_path):
 def test_a_number_that_was_learned_already_is_refused():
     model = (MODELS / "llama" / "tokenizer.model").read_bytes()
     with pytest.raises(ValueError, match=r"learned '0\.'"):
-        vocabulary._with_numbers(model)
+        vocabulary._with_numbers(model, vocabulary.NUMBER_MERGES)
