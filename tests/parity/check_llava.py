@@ -2,8 +2,8 @@
 
 Runs in an environment with LLaVA's pins, not in ours. LLaVA's source is named, not installed, and not changed. Ours was
 made by `pip install torch==2.1.2 torchvision==0.16.2 transformers==4.37.2 tokenizers==0.15.1 sentencepiece==0.1.99
-accelerate==0.21.0 peft==0.7.1 einops==0.6.1 timm==0.6.13 'numpy<2' 'protobuf<5' 'huggingface_hub<0.30' requests shortuuid
-safetensors pillow` in a venv of Python 3.11, and haotian-liu/LLaVA at c121f04 in a folder beside it:
+accelerate==0.21.0 peft==0.7.1 einops==0.6.1 timm==0.6.13 'numpy<2' 'protobuf<5' 'huggingface_hub<0.30' requests
+shortuuid safetensors pillow` in a venv of Python 3.11, and haotian-liu/LLaVA at c121f04 in a folder beside it:
 
     /tmp/llava_env/bin/python tests/parity/check_llava.py --llava_src /tmp/llava_src CHECKPOINT [--model_base BASE] \
         --cases /tmp/cases.json --out /tmp/llava.json [--run_in FOLDER]
@@ -107,8 +107,9 @@ def main() -> None:
     for case in cases["cases"]:
         entry, logits[case["id"]] = answer(case, cases, folder, *parts)
         answers.append(entry)
-    by = {"what": "LLaVA"} | {name: importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers")}
-    out.write_text(json.dumps({"by": by, "answers": answers}, indent=1, ensure_ascii=False), encoding="utf-8")
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "tokenizers")}
+    written = {"by": {"what": "LLaVA"} | versions, "answers": answers}
+    out.write_text(json.dumps(written, indent=1, ensure_ascii=False), encoding="utf-8")
     save_file(logits, str(out.with_suffix(".safetensors")))
     print(f"{len(answers)} answers written to {out}")
 

@@ -3,7 +3,7 @@
     python tests/parity/make_cases.py --data playground/data/instruct_val.json --image_folder playground/data/images \
         --out /tmp/cases.json [--count 20]
 
-Records are taken evenly over the file and each gives one of its questions, not always the first, so that all kinds come.
+Records are taken evenly over the file; each gives one of its questions, not always the first, so that all kinds come.
 """
 
 from __future__ import annotations
