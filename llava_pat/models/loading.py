@@ -6,28 +6,71 @@ transformers only warns when weights are missing from a checkpoint and starts th
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, CLIPVisionConfig, CLIPVisionModel, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BaseImageProcessor,
+    CLIPVisionModel,
+    Dinov2Model,
+    Dinov2WithRegistersModel,
+    PretrainedConfig,
+    PreTrainedModel,
+    SiglipVisionModel,
+)
+from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+from transformers.utils import is_flash_attn_2_available
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from llava_pat.models.llava_config import language_config
+from llava_pat.models.open_clip_tower import is_open_clip, load_open_clip_processor, load_open_clip_tower
+from llava_pat.models.towers import VisionTower
 
 logger = logging.getLogger(__name__)
 
-_OTHER_HALF_OF_CLIP = (
+_OTHER_HALF = (
     "text_model.",
     "text_projection.",
     "visual_projection.",
     "logit_scale",
+    "logit_bias",
     "vision_model.embeddings.position_ids",
+    "classifier.",
 )
-"""What a CLIPModel checkpoint holds beside its vision tower (`position_ids` is a buffer that old versions saved)."""
+"""What a whole model's checkpoint holds beside its vision tower (`position_ids`: a buffer that old versions saved)."""
 
-_LOGIT_TRANSFORMS = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
-"""Config keys of language models whose logits are not `lm_head(hidden)`, with the value that switches the step off."""
+_LLAVA_PARTS = ("model.mm_projector.", "model.vision_tower.", "model.image_newline")
+"""What a checkpoint in LLaVA's layout holds beside its language model; read elsewhere."""
+
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+
+
+@dataclass(frozen=True)
+class _TowerKind:
+    model: type[PreTrainedModel]
+    processor: type[BaseImageProcessor]
+    whole_patches: bool = True  # the image's side must be a multiple of the patch's
+    side_from_processor: bool = False  # position embeddings are interpolated: the processor says how large images are
+
+
+_CLIP = _TowerKind(CLIPVisionModel, CLIPImageProcessorPil)
+_SIGLIP = _TowerKind(SiglipVisionModel, SiglipImageProcessorPil, whole_patches=False)
+_TOWERS = {
+    "clip": _CLIP,
+    "clip_vision_model": _CLIP,
+    "siglip": _SIGLIP,
+    "siglip_vision_model": _SIGLIP,
+    "dinov2": _TowerKind(Dinov2Model, BitImageProcessorPil, side_from_processor=True),
+    "dinov2_with_registers": _TowerKind(Dinov2WithRegistersModel, BitImageProcessorPil, side_from_processor=True),
+}
+"""By the config's model_type. SigLIP2 checkpoints of a fixed resolution say "siglip"; "siglip2" is NaFlex."""
 
 
 @contextmanager
@@ -41,83 +84,142 @@ def _hugging_face_report_off() -> Iterator[None]:
         transformers.logging.set_verbosity(verbosity)
 
 
-def load_vision_tower(name_or_path: str, dtype: torch.dtype, attn_implementation: str) -> CLIPVisionModel:
-    """The vision tower of a CLIPVisionModel or CLIPModel folder or hub id, all layers, in eval mode.
+def load_vision_tower(name_or_path: str, dtype: torch.dtype, attn_implementation: str) -> VisionTower:
+    """The vision tower of a CLIP, SigLIP, DINOv2 or open_clip model (a folder or a name), all layers, in eval mode.
 
     Raises ValueError when it is another architecture or when a weight is missing or has another shape.
     """
+    if is_open_clip(name_or_path):
+        return load_open_clip_tower(name_or_path, dtype)
     config = AutoConfig.from_pretrained(name_or_path)
-    if config.model_type not in ("clip", "clip_vision_model"):
+    kind = _tower_kind(name_or_path, config)
+    vision_config = config.vision_config if config.model_type in ("clip", "siglip") else config
+    side = _processed_side(kind, name_or_path) if kind.side_from_processor else vision_config.image_size
+    if (kind.whole_patches or kind.side_from_processor) and side % vision_config.patch_size:
         raise ValueError(
-            f"vision tower {name_or_path}: its config.json says model_type {config.model_type!r}, expected "
-            "'clip_vision_model' or 'clip'"
-        )
-    vision_config = config if isinstance(config, CLIPVisionConfig) else config.vision_config
-    if vision_config.image_size % vision_config.patch_size:
-        raise ValueError(
-            f"vision tower {name_or_path}: image size {vision_config.image_size} is not a multiple of patch size "
-            f"{vision_config.patch_size}"
+            f"vision tower {name_or_path}: image size {side} is not a multiple of patch size {vision_config.patch_size}"
         )
     with _hugging_face_report_off():
-        tower, info = CLIPVisionModel.from_pretrained(
+        model, info = kind.model.from_pretrained(
             name_or_path, dtype=dtype, attn_implementation=attn_implementation, output_loading_info=True
         )
-    surplus = {key for key in info["unexpected_keys"] if not key.startswith(_OTHER_HALF_OF_CLIP)}
+    surplus = {key for key in info["unexpected_keys"] if not key.startswith(_OTHER_HALF)}
     _refuse_bad_load(f"vision tower {name_or_path}", info["missing_keys"], info["mismatched_keys"], surplus)
-    return tower.eval()
+    return VisionTower(model, side)
 
 
-def load_language_model(name_or_path: str, dtype: torch.dtype, attn_implementation: str) -> PreTrainedModel:
-    """Any AutoModelForCausalLM folder or hub id, in eval mode.
+def load_language_model(
+    name_or_path: str,
+    dtype: torch.dtype,
+    attn_implementation: str,
+    quantization_config: QuantizationConfigMixin | None = None,
+) -> PreTrainedModel:
+    """Any AutoModelForCausalLM folder or hub id, or the language model of a LLaVA-layout folder, in eval mode.
 
-    Raises ValueError when a weight is missing or has another shape, or when its logits are more than `lm_head(hidden)`.
+    attn_implementation: see `available_attention`; what was taken is in `.config._attn_implementation`.
+    Raises ValueError when a weight is missing or has another shape, or when the model is no plain language model.
     """
-    config = AutoConfig.from_pretrained(name_or_path)
-    settings = config.to_dict()
-    for key, off in _LOGIT_TRANSFORMS.items():
-        if key in settings and settings[key] not in (None, off):
-            raise ValueError(
-                f"language model {name_or_path}: config.json has {key} = {settings[key]}, so its logits are not "
-                "lm_head(hidden). Such models are not supported."
-            )
+    config = language_config(name_or_path)
+    if config.get_text_config() is not config:
+        raise ValueError(
+            f"language model {name_or_path}: its config.json (model_type {config.model_type!r}) holds more than a "
+            "language model; take a text-only checkpoint"
+        )
+    keywords = {} if quantization_config is None else {"quantization_config": quantization_config}
     with _hugging_face_report_off():
         llm, info = AutoModelForCausalLM.from_pretrained(
-            name_or_path, dtype=dtype, attn_implementation=attn_implementation, output_loading_info=True
+            name_or_path,
+            config=config,
+            dtype=dtype,
+            attn_implementation=available_attention(attn_implementation),
+            output_loading_info=True,
+            **keywords,
         )
     _refuse_bad_load(f"language model {name_or_path}", info["missing_keys"], info["mismatched_keys"], set())
-    if info["unexpected_keys"]:
-        logger.warning("language model %s: unused weights %s", name_or_path, _some(info["unexpected_keys"]))
+    surplus = {key for key in info["unexpected_keys"] if not key.startswith(_LLAVA_PARTS)}
+    if surplus:
+        logger.warning("language model %s: unused weights %s", name_or_path, _some(surplus))
+    drop_idle_sampling(llm, name_or_path)
     return llm.eval()
 
 
-def load_image_processor(name_or_path: str, image_size: int) -> CLIPImageProcessorPil:
+def available_attention(requested: str) -> str:
+    """`requested`, or "sdpa" with one log line where flash-attention was asked for and cannot run here."""
+    if requested != "flash_attention_2":
+        return requested
+    if not torch.cuda.is_available():
+        reason = "there is no GPU"
+    elif not is_flash_attn_2_available():
+        reason = "flash-attn is not installed (pip install flash-attn --no-build-isolation)"
+    else:
+        return requested
+    logger.warning("attention: flash_attention_2 was asked for, but %s; taking sdpa, the same numbers slower", reason)
+    return "sdpa"
+
+
+def drop_idle_sampling(llm: PreTrainedModel, name_or_path: str) -> None:
+    """Takes sampling parameters out of a generation config that does not sample, with one log line.
+
+    Vicuna ships temperature 0.9 and top_p 0.6 with do_sample false. They have no effect on greedy decoding, but
+    transformers refuses to save a model that has them, hours later.
+    """
+    config = llm.generation_config
+    if config is None or config.do_sample:
+        return
+    settings = config.to_dict()
+    idle = {key: settings[key] for key in _SAMPLING if settings.get(key) is not None}
+    if idle:
+        config.update(**dict.fromkeys(idle))
+        logger.info(
+            "language model %s: generation_config.json has %s but do_sample false; they have no effect and are dropped",
+            name_or_path, ", ".join(f"{key} {value}" for key, value in idle.items()),
+        )  # fmt: skip
+
+
+def load_image_processor(name_or_path: str, image_size: int) -> BaseImageProcessor:
     """The tower's image processor, by transformers' PIL backend: no torchvision needed, and LLaVA's pixels.
 
     image_size: the tower's, in pixels. Raises ValueError when the processor makes images of another size.
     """
-    processor = CLIPImageProcessorPil.from_pretrained(name_or_path)
-    height, width = processor.crop_size["height"], processor.crop_size["width"]
+    if is_open_clip(name_or_path):
+        processor = load_open_clip_processor(name_or_path)
+    else:
+        kind = _tower_kind(name_or_path, AutoConfig.from_pretrained(name_or_path))
+        processor = kind.processor.from_pretrained(name_or_path)
+    height, width = _output_size(processor)
     if (height, width) != (image_size, image_size):
         raise ValueError(
-            f"vision tower {name_or_path}: preprocessor_config.json crops to {height} x {width}, but the tower's "
+            f"vision tower {name_or_path}: preprocessor_config.json makes {height} x {width}, but the tower's "
             f"config.json takes {image_size} x {image_size} pixels, so the grids differ. Make the two files agree."
         )
     return processor
 
 
-def enable_gradient_checkpointing(llm: PreTrainedModel, keywords: dict | None) -> None:
-    """Switches checkpointing on by the one name that all transformers 5 versions share (5.23 calls it deprecated)."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning, message=".*gradient_checkpointing_enable.*")
-        llm.gradient_checkpointing_enable(
-            gradient_checkpointing_kwargs={"use_reentrant": False} if keywords is None else keywords
+def _tower_kind(name_or_path: str, config: PretrainedConfig) -> _TowerKind:
+    if config.model_type == "siglip2":
+        raise ValueError(
+            f"vision tower {name_or_path}: a NaFlex SigLIP2 has no fixed grid of patches; take a SigLIP2 of a fixed "
+            "resolution, such as google/siglip2-so400m-patch14-384"
         )
+    if config.model_type not in _TOWERS:
+        raise ValueError(
+            f"vision tower {name_or_path}: its config.json says model_type {config.model_type!r}, expected one of "
+            f"{', '.join(map(repr, _TOWERS))}, or a name that starts with 'open_clip:'"
+        )
+    return _TOWERS[config.model_type]
 
 
-def disable_gradient_checkpointing(llm: PreTrainedModel) -> None:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning, message=".*gradient_checkpointing_disable.*")
-        llm.gradient_checkpointing_disable()
+def _processed_side(kind: _TowerKind, name_or_path: str) -> int:
+    height, width = _output_size(kind.processor.from_pretrained(name_or_path))
+    if height != width:
+        raise ValueError(f"vision tower {name_or_path}: preprocessor_config.json makes {height} x {width}, no square")
+    return height
+
+
+def _output_size(processor: BaseImageProcessor) -> tuple[int, int]:
+    """Height and width that leave the processor: those of its crop, or of its resize when it does not crop."""
+    size = processor.crop_size if processor.to_dict().get("do_center_crop") else processor.size
+    return size["height"], size["width"]
 
 
 def _refuse_bad_load(what: str, missing: set, mismatched: set, surplus: set) -> None:

@@ -1,6 +1,6 @@
 """Vision tower + projector + language model, as tensors in and tensors out.
 
-Together with loading.py the only place that names Hugging Face attributes. Shape letters as in llava_pat/types.py:
+Together with loading.py and towers.py the only place that names Hugging Face attributes. Shape letters as in llava_pat/types.py:
 B sequences, T tokens (every image expanded to N positions), I images, N patches, Dv tower width, D language width,
 L tokens of a text, S supervised positions, V vocabulary.
 """
@@ -8,60 +8,62 @@ L tokens of a text, S supervised positions, V vocabulary.
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import CLIPVisionModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from llava_pat.models.loading import (
-    disable_gradient_checkpointing,
-    enable_gradient_checkpointing,
-    load_image_processor,
-    load_language_model,
-    load_vision_tower,
-)
+from llava_pat.models.checkpointing import disable_gradient_checkpointing, enable_gradient_checkpointing
+from llava_pat.models.loading import load_image_processor, load_language_model, load_vision_tower
+from llava_pat.models.logits import LogitTransform
 from llava_pat.models.projectors import build_projector
+from llava_pat.models.towers import VisionTower
 from llava_pat.types import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from peft import PeftModel
 
-SELECT_FEATURES = ("patch", "cls_patch")
+logger = logging.getLogger(__name__)
 
 
 class VisionLanguageModel(nn.Module):
     """LLaVA-1.5 from Hugging Face's own classes.
 
-    tower: CLIPVisionModel; projector: [..., Dv] -> [..., D]; llm: any AutoModelForCausalLM with logits lm_head(hidden).
+    tower: see towers.py; projector: [..., Dv] -> [..., D]; llm: any AutoModelForCausalLM, LoRA layers within or not.
     select_layer: index into the tower's hidden states as LLaVA counts (0 = embeddings, -2 = before the last layer).
     select_feature: "patch" drops the class token, "cls_patch" keeps it in front (LLaVA's names).
-    The tower is in eval mode from birth and its features carry no gradient; freezing is `freeze_for_stage1`.
+    adapter: the PeftModel around `llm`, once there is one (adapters.py).
+    The tower is frozen from birth; `set_trainable` says what trains. A part without any trainable parameter stays in
+    eval mode, also under `.train()`.
     """
+
+    adapter: PeftModel | None
 
     def __init__(
         self,
-        tower: CLIPVisionModel,
+        tower: VisionTower,
         projector: nn.Module,
         llm: PreTrainedModel,
         select_layer: int = -2,
         select_feature: str = "patch",
     ) -> None:
         super().__init__()
-        if select_feature not in SELECT_FEATURES:
-            raise ValueError(f"select_feature {select_feature!r} is unknown. Known: {', '.join(SELECT_FEATURES)}.")
-        depth = len(tower.encoder.layers)
-        layer = select_layer if select_layer >= 0 else depth + 1 + select_layer
-        if not 0 <= layer <= depth:
-            raise ValueError(
-                f"select_layer {select_layer} is out of range: the vision tower has {depth} layers, so {-depth - 1} "
-                f"to {depth}"
-            )
+        tower.check_feature(select_feature)
+        tower.layer_index(select_layer)
         self.tower, self.projector, self.llm = tower, projector, llm
         self.select_layer, self.select_feature = select_layer, select_feature
-        self._layer = layer  # non-negative: hidden state after this many layers
-        self._frozen: tuple[nn.Module, ...] = (tower,)
-        tower.eval()
+        self.adapter = None
+        self._logit_transform = LogitTransform.of(llm.config)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "adapter":  # it wraps `llm`: registered as a part, every weight would have a second name
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     @classmethod
     def from_pretrained(
@@ -73,25 +75,34 @@ class VisionLanguageModel(nn.Module):
         select_feature: str = "patch",
         dtype: torch.dtype = torch.float32,
         attn_implementation: str = "sdpa",
+        *,
+        llm_dtype: torch.dtype | None = None,
+        whole_tower: bool = False,
+        quantization_config: QuantizationConfigMixin | None = None,
     ) -> VisionLanguageModel:
         """Pretrained tower and language model (folders or hub ids), with a new projector.
 
-        dtype: of tower and language model. The projector stays fp32, as LLaVA keeps it: it is what stage 1 trains.
+        dtype: of the tower, and of the language model unless llm_dtype is given. The projector stays fp32.
         attn_implementation: the language model's; the tower follows it for "eager" and otherwise takes sdpa.
-        The tower's layers above `select_layer` are dropped: nothing reads them, and they cost time and memory.
+        whole_tower: keep the tower's layers above `select_layer`, for a tower that is exported. Otherwise they are
+        dropped: nothing reads them, and they cost time and memory.
+        quantization_config: the language model's (adapters.py makes one).
         """
         tower = load_vision_tower(vision_tower, dtype, "eager" if attn_implementation == "eager" else "sdpa")
-        llm = load_language_model(model_name_or_path, dtype, attn_implementation)
-        projector = build_projector(projector_type, tower.config.hidden_size, llm.config.hidden_size)
+        llm = load_language_model(
+            model_name_or_path, dtype if llm_dtype is None else llm_dtype, attn_implementation, quantization_config
+        )
+        projector = build_projector(projector_type, tower.width, llm.config.hidden_size)
         model = cls(tower, projector, llm, select_layer, select_feature)
-        del tower.encoder.layers[model._layer :]
+        if not whole_tower:
+            tower.drop_layers_above(select_layer)
         # Read now, so that grids which differ end the run here and not in step 1.
         image_processor = load_image_processor(vision_tower, model.image_size)
         logger.info(
-            "%s (layer %d, %s, %d patches of %d pixels, image %s) -> %s -> %s (width %d, vocabulary %d), %s",
+            "%s (layer %d, %s, %d patches of %d pixels, %s of %d pixels) -> %s -> %s (width %d, vocabulary %d, %s), %s",
             vision_tower, select_layer, select_feature, model.num_patches, model.patch_size,
-            dict(image_processor.crop_size), projector_type, model_name_or_path, model.hidden_size, model.vocab_size,
-            dtype,
+            type(image_processor).__name__, model.image_size, projector_type, model_name_or_path, model.hidden_size,
+            model.vocab_size, llm.config._attn_implementation, dtype,
         )  # fmt: skip
         return model
 
@@ -100,22 +111,22 @@ class VisionLanguageModel(nn.Module):
     @property
     def image_size(self) -> int:
         """Side of the square the tower takes, in pixels."""
-        return self.tower.config.image_size
+        return self.tower.image_size
 
     @property
     def patch_size(self) -> int:
         """Side of a patch, in pixels."""
-        return self.tower.config.patch_size
+        return self.tower.patch_size
 
     @property
     def num_patches(self) -> int:
         """N: positions that one image takes in a sequence."""
-        return (self.image_size // self.patch_size) ** 2 + (self.select_feature == "cls_patch")
+        return self.tower.num_patches(self.select_feature)
 
     @property
     def vision_width(self) -> int:
         """Dv."""
-        return self.tower.config.hidden_size
+        return self.tower.width
 
     @property
     def hidden_size(self) -> int:
@@ -129,24 +140,18 @@ class VisionLanguageModel(nn.Module):
 
     # ---- the forward, in parts
 
-    @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """pixels [I, 3, S, S] -> features [I, N, Dv] in the tower's dtype, without gradient. I may be 0.
+        """pixels [I, 3, S, S] -> features [I, N, Dv] in the tower's dtype, with gradient if the tower trains. I may be 0.
 
         Raises ValueError when the pixels are not the tower's size.
         """
-        side = self.image_size
-        if pixels.dim() != 4 or tuple(pixels.shape[1:]) != (3, side, side):
-            raise ValueError(f"the vision tower takes pixels [I, 3, {side}, {side}], got {list(pixels.shape)}")
         images = len(pixels)
-        if images == 0:  # still a call of the tower: under ZeRO-3 other ranks wait for this one's share of its weights
-            pixels = pixels.new_zeros(1, 3, side, side)
-        pixels = pixels.to(self.tower.dtype)
-        if len(self.tower.encoder.layers) == self._layer:
-            states = self.tower(pixel_values=pixels).last_hidden_state  # CLIP's: before the final layer norm
-        else:
-            states = self.tower(pixel_values=pixels, output_hidden_states=True).hidden_states[self._layer]
-        return states[:images, 1:] if self.select_feature == "patch" else states[:images]
+        if images == 0:
+            # Still a call of the tower: under ZeRO-3 other ranks wait for this one's share of its weights, and where
+            # the tower trains, for its (zero) gradients.
+            pixels = pixels.new_zeros(1, *pixels.shape[1:])
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.tower_is_trained):
+            return self.tower(pixels, self.select_layer, self.select_feature)[:images]
 
     def project(self, features: Tensor) -> Tensor:
         """features [I, N, Dv] -> patch_embeds [I, N, D], in the projector's dtype (autocast may lower it)."""
@@ -156,7 +161,11 @@ class VisionLanguageModel(nn.Module):
         return self.projector(features)
 
     def embed_words(self, ids: Tensor) -> Tensor:
-        """ids [..., L] -> [..., L, D]: the LLM's input embeddings, by a call of the module, so ZeRO-3 can gather."""
+        """ids [..., L] -> [..., L, D]: the LLM's input embeddings, by a call of the module, so ZeRO-3 can gather.
+
+        As they enter the first layer: where a family scales its embeddings (Gemma: by sqrt(D)), the call has done it,
+        in every transformers 5 that is supported. So patch_embeds live in the scaled space, as words do.
+        """
         return self.llm.get_input_embeddings()(ids)
 
     def embed_sequence(self, input_ids: Tensor, patch_embeds: Tensor) -> Tensor:
@@ -175,7 +184,8 @@ class VisionLanguageModel(nn.Module):
             )
         embeds = self.embed_words(input_ids.masked_fill(is_image, 0))
         if patches == 0:
-            # Keeps the projector on the graph with gradient 0: a rank without an image must take part in the reduction.
+            # Keeps the projector, and a tower that trains, on the graph with gradient 0: a rank without an image must
+            # take part in the reduction.
             return embeds + 0 * patch_embeds.sum().to(embeds.dtype)
         return embeds.masked_scatter(is_image.unsqueeze(-1), patch_embeds.to(embeds.dtype))
 
@@ -192,12 +202,12 @@ class VisionLanguageModel(nn.Module):
         """hidden [B, T, D], labels [B, T] -> (logits [S, V] fp32, targets [S] int64), S positions in row-major order.
 
         Position t predicts label t + 1. Only positions whose next label is supervised reach lm_head: image positions
-        and prompts would only cost memory. S may be 0.
+        and prompts would only cost memory. S may be 0. Logits are the model's own, capped or scaled where it does so.
         """
         targets = labels[:, 1:]
         supervised = targets != IGNORE_INDEX
         logits = self.llm.get_output_embeddings()(hidden[:, :-1][supervised])
-        return logits.float(), targets[supervised]
+        return self._logit_transform(logits).float(), targets[supervised]
 
     def caption_loss_sum(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Next-token cross entropy in nats: (fp32 scalar SUM, on the graph even when S is 0; fp32 scalar S)."""
@@ -207,28 +217,48 @@ class VisionLanguageModel(nn.Module):
 
     # ---- what trains
 
-    def freeze_for_stage1(self) -> None:
-        """Only the projector trains from here. Tower and language model stay in eval mode, also under `.train()`."""
-        self.tower.requires_grad_(False)
-        self.llm.requires_grad_(False)
-        self.projector.requires_grad_(True)
-        self._frozen = (self.tower, self.llm)
+    @property
+    def tower_is_trained(self) -> bool:
+        return self.tower.is_trained
+
+    def set_trainable(self, *, llm: bool, projector: bool = True, tower_layers: int = 0) -> None:
+        """What trains from here, logged. Before LoRA is added: its weights are made trainable by themselves.
+
+        llm: all of the language model, embeddings and head too. tower_layers: 0 none, n the last n layers that are
+        used, -1 all of the tower that is used. Raises ValueError for more layers than there are, for a quantized
+        language model that should train, and after LoRA was added.
+        """
+        if self.adapter is not None:
+            raise ValueError("LoRA was added already: freezing or unfreezing now would touch its weights as well")
+        if llm and self.llm.config.to_dict().get("quantization_config") is not None:
+            raise ValueError("a quantized language model cannot train in full: add LoRA, or load it unquantized")
+        self.llm.requires_grad_(llm)
+        self.projector.requires_grad_(projector)
+        self.tower.train_layers(tower_layers, self.select_layer)
         self.train(self.training)
-        for name, part in (("tower", self.tower), ("projector", self.projector), ("llm", self.llm)):
-            total = sum(parameter.numel() for parameter in part.parameters())
-            trains = sum(parameter.numel() for parameter in part.parameters() if parameter.requires_grad)
-            logger.info("stage 1: %s: %d of %d parameters train", name, trains, total)
+        for name, part in self._parts():
+            total = sum(_size(parameter) for parameter in part.parameters())
+            trains = sum(_size(parameter) for parameter in part.parameters() if parameter.requires_grad)
+            logger.info("%s: %d of %d parameters train", name, trains, total)
+
+    def freeze_for_stage1(self) -> None:
+        """Only the projector trains."""
+        self.set_trainable(llm=False)
 
     def train(self, mode: bool = True) -> VisionLanguageModel:
         super().train(mode)
-        for part in self._frozen:
-            part.eval()
+        for _, part in self._parts():
+            if not any(parameter.requires_grad for parameter in part.parameters()):
+                part.eval()
         if mode and self.is_gradient_checkpointing:
             # transformers checkpoints a layer only where its own flag says training. The flag is set on the layers
             # alone, not on what they hold, so that a frozen language model's dropout stays off.
             for layer in self._checkpointed_layers():
                 layer.training = True
         return self
+
+    def _parts(self) -> tuple[tuple[str, nn.Module], ...]:
+        return ("tower", self.tower), ("projector", self.projector), ("llm", self.llm)
 
     @property
     def is_gradient_checkpointing(self) -> bool:
@@ -238,10 +268,23 @@ class VisionLanguageModel(nn.Module):
         return [module for module in self.llm.modules() if isinstance(module, GradientCheckpointingLayer)]
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
-        """Recomputes the language model's layers in the backward pass (non-reentrant unless told otherwise)."""
+        """Recomputes the language model's layers in the backward pass, and those of a tower that trains.
+
+        Non-reentrant unless told otherwise: text-only batches under LoRA have embeddings without gradient, through
+        which the reentrant kind would lose the gradients of the first layers.
+        """
         enable_gradient_checkpointing(self.llm, gradient_checkpointing_kwargs)
+        if self.tower_is_trained:
+            self.tower.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
         self.train(self.training)
 
     def gradient_checkpointing_disable(self) -> None:
         disable_gradient_checkpointing(self.llm)
+        if self.tower_is_trained:
+            self.tower.gradient_checkpointing_disable()
         self.train(self.training)
+
+
+def _size(parameter: nn.Parameter) -> int:
+    """Elements, also where ZeRO-3 holds the parameter in shards (it leaves numel() 0 and keeps the count aside)."""
+    return parameter.ds_numel if hasattr(parameter, "ds_numel") else parameter.numel()

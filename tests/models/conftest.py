@@ -10,6 +10,7 @@ import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from llava_pat.models.projectors import build_projector
+from llava_pat.models.towers import VisionTower
 from llava_pat.models.vlm import VisionLanguageModel
 
 VISION = {
@@ -34,7 +35,7 @@ def tiny_vlm() -> Callable[..., VisionLanguageModel]:
         projector: str = "mlp2x_gelu", select_layer: int = -2, select_feature: str = "patch", **text
     ) -> VisionLanguageModel:
         torch.manual_seed(0)
-        tower = CLIPVisionModel(CLIPVisionConfig(**VISION))
+        tower = VisionTower(CLIPVisionModel(CLIPVisionConfig(**VISION)))
         llm = LlamaForCausalLM(LlamaConfig(**(TEXT | text)))
         return VisionLanguageModel(
             tower, build_projector(projector, 16, llm.config.hidden_size), llm, select_layer, select_feature

@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from llava_pat.models.projectors import build_projector
+from llava_pat.models.towers import VisionTower
 from llava_pat.models.vlm import VisionLanguageModel
 from llava_pat.types import IMAGE_TOKEN_INDEX
 
@@ -58,9 +59,9 @@ def pair():
         LlavaConfig(vision_config=vision, text_config=text, image_token_index=HF_IMAGE_ID, vision_feature_layer=-2)
     ).eval()
     ours = VisionLanguageModel(
-        CLIPVisionModel(vision), build_projector("mlp2x_gelu", 16, 24), LlamaForCausalLM(text)
+        VisionTower(CLIPVisionModel(vision)), build_projector("mlp2x_gelu", 16, 24), LlamaForCausalLM(text)
     ).eval()
-    ours.tower.load_state_dict(hf.model.vision_tower.state_dict())
+    ours.tower.model.load_state_dict(hf.model.vision_tower.state_dict())
     ours.llm.model.load_state_dict(hf.model.language_model.state_dict())
     ours.llm.lm_head.load_state_dict(hf.lm_head.state_dict())
     torch.nn.init.normal_(
