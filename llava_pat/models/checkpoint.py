@@ -10,17 +10,16 @@ from __future__ import annotations
 import json
 import logging
 import os
-import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from llava_pat.models.llava_config import stage1_config
+from llava_pat.models.shards import LazyTensor, has_weights, is_local, read_file, tensor_files
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +33,7 @@ __all__ = [
     "save_objective",
     "save_projector",
     "stage1_config",
+    "write_projector",
 ]
 
 OBJECTIVE_SAFETENSORS = "alignment_objective.safetensors"
@@ -57,8 +57,13 @@ def save_projector(projector: nn.Module, out_dir: str | Path, dtype: torch.dtype
     dtype: of the stored tensors; None keeps the projector's. Raises ValueError when a weight is empty, as ZeRO-3 leaves
     them on every rank: gather them first.
     """
-    tensors = {_PREFIX + name: tensor for name, tensor in _state(projector, "projector", dtype).items()}
-    out_dir = Path(out_dir)
+    state = _state(projector, "projector", dtype)
+    write_projector({_PREFIX + name: tensor for name, tensor in state.items()}, out_dir)
+
+
+def write_projector(tensors: Mapping[str, Tensor], out_dir: str | Path) -> None:
+    """`save_projector` for tensors that already have their names, `model.mm_projector.*`, and lie on the CPU."""
+    tensors, out_dir = dict(tensors), Path(out_dir)
     _write_aside(out_dir / PROJECTOR_BIN, lambda path: torch.save(tensors, path))
     _write_aside(out_dir / PROJECTOR_SAFETENSORS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
 
@@ -66,14 +71,14 @@ def save_projector(projector: nn.Module, out_dir: str | Path, dtype: torch.dtype
 def load_projector(path: str | Path, projector: nn.Module) -> ProjectorReport:
     """Loads a projector that we or LLaVA wrote, in place and cast to the projector's dtype.
 
-    path: a .bin or .safetensors file, or a folder with mm_projector.bin (first, since it is what LLaVA reads) or
-    mm_projector.safetensors. As in LLaVA, a key counts from "mm_projector." on, whatever stands before it; keys without
-    that text are reported and left alone. Raises ValueError for a file that is no dict of tensors, and for missing,
-    surplus or misshapen weights (with both shapes); FileNotFoundError when there is no file.
+    path: a .bin or .safetensors file; a stage-1 folder with mm_projector.bin (first, since it is what LLaVA reads) or
+    mm_projector.safetensors; or a full model in LLaVA's layout, folder or hub id, whose own weights are read then (they
+    are what LLaVA evaluates). As in LLaVA, a key counts from "mm_projector." on, whatever stands before it; keys
+    without that text are reported and left alone. Raises ValueError for a file that is no dict of tensors, and for
+    missing, surplus or misshapen weights (with both shapes); FileNotFoundError when there is no file.
     """
-    file = _projector_file(Path(path))
-    stored = _read_tensors(file)
-    found: dict[str, Tensor] = {}
+    file, stored = _projector_source(path)
+    found: dict[str, LazyTensor] = {}
     ignored = []
     for key, tensor in stored.items():
         _, mark, name = key.partition(_MARK + ".")
@@ -83,9 +88,8 @@ def load_projector(path: str | Path, projector: nn.Module) -> ProjectorReport:
             raise ValueError(f"{file}: two keys end in {_MARK}.{name}; one of them is {key!r}")
         else:
             found[name] = tensor
-    _load_strictly(
-        projector, found, f"{file}: the projector", "Is it the projector type and the base models it was trained for?"
-    )
+    way_out = "Is it the projector type and the base models it was trained for?"
+    _load_strictly(projector, found, f"{file}: the projector", way_out)
     report = ProjectorReport(file, next(iter(found.values())).dtype if found else None, tuple(ignored))
     logger.info(
         "projector from %s: %d tensors, %s; ignored keys: %s", file, len(found), report.dtype, ignored or "none"
@@ -123,7 +127,7 @@ def load_objective(path: str | Path, objective: nn.Module) -> None:
                 f"{file} is missing; the objective has {len(wanted)} tensors to load: {sorted(wanted)}"
             )
         return
-    stored = _read_tensors(file)
+    stored = read_file(file)
     _refuse_projector_names(stored, str(file))
     _load_strictly(objective, stored, f"{file}: the objective", "Is it the objective, with the keywords, of that run?")
 
@@ -161,42 +165,25 @@ def _write_aside(file: Path, write: Callable[[Path], object]) -> None:
         aside.unlink(missing_ok=True)
 
 
-def _projector_file(path: Path) -> Path:
-    if not path.is_dir():
-        if not path.exists():
+def _projector_source(path: str | Path) -> tuple[Path, dict[str, LazyTensor]]:
+    """What to call the source, and its tensors."""
+    if Path(path).is_file():
+        return Path(path), read_file(Path(path))
+    if not Path(path).is_dir():
+        if is_local(path):
             raise FileNotFoundError(
-                f"{path} does not exist; expected a projector file or the folder that stage 1 wrote"
+                f"{path} does not exist; expected a projector file, or the folder of stage 1 or of a whole model"
             )
-        return path
+        return Path(path), tensor_files(path)
+    if has_weights(path):
+        return Path(path), tensor_files(path)
     for name in (PROJECTOR_BIN, PROJECTOR_SAFETENSORS):
-        if (path / name).exists():
-            return path / name
-    raise FileNotFoundError(f"{path} holds neither {PROJECTOR_BIN} nor {PROJECTOR_SAFETENSORS}")
+        if (Path(path) / name).exists():
+            return Path(path) / name, read_file(Path(path) / name)
+    raise FileNotFoundError(f"{path} holds neither {PROJECTOR_BIN} nor {PROJECTOR_SAFETENSORS}, nor a model's weights")
 
 
-def _read_tensors(file: Path) -> dict[str, Tensor]:
-    if file.suffix == ".safetensors":
-        try:
-            return load_file(file)
-        except SafetensorError as error:
-            raise ValueError(f"{file}: not a whole safetensors file ({error})") from error
-    try:
-        stored = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
-            f"{file}: not a file of plain tensors, and nothing else is unpickled since that can run code ({reason}). "
-            "Expected what torch.save writes for a dict of tensors."
-        ) from error
-    if not isinstance(stored, dict):
-        raise ValueError(f"{file}: holds a {type(stored).__name__}, expected a dict from names to tensors")
-    for key, value in stored.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise ValueError(f"{file}: entry {key!r} is a {type(value).__name__}, expected names and tensors only")
-    return stored
-
-
-def _load_strictly(module: nn.Module, stored: Mapping[str, Tensor], what: str, way_out: str) -> None:
+def _load_strictly(module: nn.Module, stored: Mapping[str, LazyTensor], what: str, way_out: str) -> None:
     wanted = module.state_dict()
     missing, surplus = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
     if missing or surplus:
@@ -204,15 +191,15 @@ def _load_strictly(module: nn.Module, stored: Mapping[str, Tensor], what: str, w
             f"{what} does not fit: missing {missing or 'nothing'}, too many {surplus or 'nothing'}. {way_out}"
         )
     for name, tensor in wanted.items():
-        if stored[name].shape != tensor.shape:
+        if stored[name].shape != tuple(tensor.shape):
             raise ValueError(
                 f"{what} does not fit: {name} is {list(stored[name].shape)} in the file and {list(tensor.shape)} in "
                 f"the model. {way_out}"
             )
-    module.load_state_dict(dict(stored), strict=True)
+    module.load_state_dict({name: tensor.read() for name, tensor in stored.items()}, strict=True)
 
 
-def _refuse_projector_names(names: Mapping[str, Tensor], where: str) -> None:
+def _refuse_projector_names(names: Iterable[str], where: str) -> None:
     wrong = sorted(name for name in names if _MARK in name)
     if wrong:
         raise ValueError(f"{where}: {wrong} hold {_MARK!r}, and LLaVA would read them as the projector's. Rename them.")
