@@ -26,6 +26,7 @@ setup(
         "transformers>=5.17,<6",
         "accelerate>=1.1",
         "numpy",
+        "peft>=0.21",
         "pillow",
         "pycocotools",
         "protobuf",
@@ -41,7 +42,7 @@ setup(
         "tensorboard": ["tensorboard"],
         # an sdist: needs CUDA_HOME and a compiler; without it attention runs on sdpa
         "flash-attn": ["flash-attn"],
-        "qlora": ["bitsandbytes>=0.50", "peft>=0.21"],
+        "qlora": ["bitsandbytes>=0.50"],
         # torchvision 0.28.0 needs the CUDA build of torch 2.13.0, on a CPU as well: scripts/setup.sh --with open-clip
         "open-clip": ["torch==2.13.0", "torchvision==0.28.0", "open_clip_torch==3.3.0"],
         "eval": ["pycocoevalcap", "openpyxl", "shortuuid"],

@@ -64,8 +64,8 @@ def save_projector(projector: nn.Module, out_dir: str | Path, dtype: torch.dtype
 def write_projector(tensors: Mapping[str, Tensor], out_dir: str | Path) -> None:
     """`save_projector` for tensors that already have their names, `model.mm_projector.*`, and lie on the CPU."""
     tensors, out_dir = dict(tensors), Path(out_dir)
-    _write_aside(out_dir / PROJECTOR_BIN, lambda path: torch.save(tensors, path))
-    _write_aside(out_dir / PROJECTOR_SAFETENSORS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    write_aside(out_dir / PROJECTOR_BIN, lambda path: torch.save(tensors, path))
+    write_aside(out_dir / PROJECTOR_SAFETENSORS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
 
 
 def load_projector(path: str | Path, projector: nn.Module) -> ProjectorReport:
@@ -108,7 +108,7 @@ def save_objective(objective: nn.Module, out_dir: str | Path) -> Path | None:
     if not tensors:
         file.unlink(missing_ok=True)  # an earlier run's, of another objective
         return None
-    _write_aside(file, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    write_aside(file, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     return file
 
 
@@ -135,7 +135,7 @@ def load_objective(path: str | Path, objective: nn.Module) -> None:
 def save_config(config: Mapping, out_dir: str | Path) -> None:
     """Writes config.json as transformers does: two spaces, sorted keys, a final newline."""
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    _write_aside(Path(out_dir) / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
+    write_aside(Path(out_dir) / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def _state(module: nn.Module, what: str, dtype: torch.dtype | None) -> dict[str, Tensor]:
@@ -151,7 +151,7 @@ def _state(module: nn.Module, what: str, dtype: torch.dtype | None) -> dict[str,
     return state
 
 
-def _write_aside(file: Path, write: Callable[[Path], object]) -> None:
+def write_aside(file: Path, write: Callable[[Path], object]) -> None:
     """Writes to a neighbour, then replaces: readers never see half a file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(f".{file.name}.{os.getpid()}")
