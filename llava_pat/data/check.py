@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+import multiprocessing
+import os
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from llava_pat.data.collate import expand_images
+from llava_pat.data.images import check_image
+from llava_pat.data.records import OnBad, Records, Skipped
 from llava_pat.data.regions import build_patch_regions, label_tokens
 from llava_pat.data.tokenize import check_round_trip
 from llava_pat.types import IGNORE_INDEX, DataError, ImageRegions, Record
@@ -20,14 +24,16 @@ if TYPE_CHECKING:
 
 _BLOCK = 2048  # records in flight: headers are read by threads, which hides a network disk's latency
 _THREADS = 8
-_TAIL = 4096  # a whole JPEG has its end marker in its last bytes; trailing metadata is allowed this much
+_BLOCKS_PER_PROCESS = 4  # fewer are done sooner than another process starts
+_PROCESSES = 8
+_SHOWN = 3
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a data set holds. The last four are counted over `region_images_examined` images."""
+    """What a data set holds. The last four numbers are counted over `region_images_examined` images."""
 
-    records: int
+    records: int  # without those of `unusable`
     images: int
     text_only: int
     supervised_tokens: int
@@ -40,12 +46,22 @@ class CheckReport:
     regions_removed: int  # no patch is left under them after the crop
     labelled_patches: int
     multi_label_patches: int  # under two regions or more
+    leading_answers: int  # conversations whose first message was an answer, which is dropped
+    skipped: tuple[Skipped, ...]  # left out when the file was read
+    unusable: tuple[Skipped, ...]  # found here; the index is the place in the data set (LlavaDataset.without)
 
     def __str__(self) -> str:
         lines = [
             f"{self.records} records ({self.text_only} text only), {self.images} images, "
             f"{self.supervised_tokens} supervised tokens, longest sequence {self.longest}, {self.truncated} truncated"
         ]
+        if self.leading_answers:
+            lines.append(f"{self.leading_answers} conversations began with an answer; it was dropped, as LLaVA does")
+        left_out = self.skipped + self.unusable
+        if left_out:
+            lines.append(f"{len(left_out)} records are left out:")
+            lines += [f"  {entry.reason}" for entry in left_out[:_SHOWN]]
+            lines += [f"  and {len(left_out) - _SHOWN} more"] * (len(left_out) > _SHOWN)
         if self.images_with_regions:
             lines.append(
                 f"{self.images_with_regions} images with {self.regions} regions; of {self.region_images_examined} "
@@ -55,14 +71,32 @@ class CheckReport:
         return "\n".join(lines)
 
 
+@dataclass
+class _Block:
+    """What one stretch of the records holds."""
+
+    records: int  # all of the stretch
+    counts: Counter[str] = field(default_factory=Counter)
+    longest: int = 0
+    annotated: dict[str, None] = field(default_factory=dict)  # names of its images with regions, in order
+    unusable: list[Skipped] = field(default_factory=list)
+
+
 def check_dataset(
-    dataset: LlavaDataset, num_patches: int, max_region_images: int = 20_000, progress: bool = True
+    dataset: LlavaDataset,
+    num_patches: int,
+    max_region_images: int = 20_000,
+    progress: bool = True,
+    on_bad: OnBad = "error",
 ) -> CheckReport:
     """Check every record of `dataset` against a tower of `num_patches` patches; DataError for the first bad one.
 
     All records: template fits tokenizer, tokens, something to learn, no image cut by truncation, image files exist and
     open, region sizes equal image sizes, labels have tokens. Coverage, the expensive part, is computed for at most
     `max_region_images` annotated images, evenly spaced, so that the report's counts do not cost a run's start.
+
+    on_bad "skip": a record of which truncation leaves nothing to learn, or cuts an image, is no error but an entry of
+    the report's `unusable`. It is for the caller to take those out, on every rank: `dataset.without`.
     """
     grid = dataset.geometry.size / dataset.patch_size
     if grid**2 != num_patches:
@@ -73,25 +107,79 @@ def check_dataset(
     if not len(dataset):
         raise DataError("the data set holds no records")
     check_round_trip(dataset.template, dataset.tokenizer)
-    counts = dict.fromkeys(("images", "text_only", "supervised_tokens", "longest", "truncated"), 0)
-    matched: dict[str, Record] = {}
-    bar = tqdm(total=len(dataset), desc="checking data", unit="record", disable=not progress)
-    with bar, ThreadPoolExecutor(_THREADS) as pool:
-        for start in range(0, len(dataset), _BLOCK):
-            block = dataset.records[start : start + _BLOCK]
-            named = [(record, name) for record in block for name in record.images]
-            sizes = pool.map(lambda pair: _image_size(dataset, *pair), named)
-            for (record, name), size in zip(named, sizes, strict=True):
-                annotated = dataset.regions.get(name) if dataset.regions is not None else None
-                if annotated is not None:
-                    compare_sizes(record, annotated, size)
-                    matched[name] = record
-            for record in block:
-                _count_tokens(dataset, record, num_patches, counts)
-                bar.update()
+    whole = _Block(records=0)
+    with tqdm(total=len(dataset), desc="checking data", unit="record", disable=not progress) as bar:
+        for block in _blocks(dataset, num_patches, on_bad):
+            whole.records += block.records
+            whole.counts += block.counts
+            whole.longest = max(whole.longest, block.longest)
+            whole.annotated |= block.annotated
+            whole.unusable += block.unusable
+            bar.update(block.records)
+    if len(whole.unusable) == len(dataset):
+        raise DataError(f"none of {len(dataset)} records can be used; the first: {whole.unusable[0].reason}")
+    records = dataset.records
     return CheckReport(
-        records=len(dataset), **counts, **_check_regions(dataset, matched, max_region_images, progress)
+        records=whole.records - len(whole.unusable),
+        **{name: whole.counts[name] for name in ("images", "text_only", "supervised_tokens", "truncated")},
+        longest=whole.longest,
+        leading_answers=records.leading_answers if isinstance(records, Records) else 0,
+        skipped=records.skipped if isinstance(records, Records) else (),
+        unusable=tuple(whole.unusable),
+        **_check_regions(dataset, list(whole.annotated), max_region_images, progress),
     )
+
+
+def _blocks(dataset: LlavaDataset, num_patches: int, on_bad: OnBad) -> Iterator[_Block]:
+    """All blocks in order, made by several processes where there are many: tokenising is most of the work."""
+    starts = range(0, len(dataset), _BLOCK)
+    processes = min(_PROCESSES, os.cpu_count() or 1, len(starts) // _BLOCKS_PER_PROCESS)
+    if processes < 2 or "fork" not in multiprocessing.get_all_start_methods():
+        for start in starts:
+            yield _check_block(dataset, start, num_patches, on_bad)
+        return
+    # forked children see the data set where it is; pickling a million records would take longer than checking them
+    with ProcessPoolExecutor(
+        processes, multiprocessing.get_context("fork"), initializer=_adopt, initargs=(dataset, num_patches, on_bad)
+    ) as pool:
+        try:
+            yield from pool.map(_check_adopted, starts)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+_adopted: tuple[LlavaDataset, int, OnBad]  # in a child process: what it checks
+
+
+def _adopt(*job) -> None:
+    global _adopted
+    _adopted = job
+
+
+def _check_adopted(start: int) -> _Block:
+    dataset, num_patches, on_bad = _adopted
+    return _check_block(dataset, start, num_patches, on_bad)
+
+
+def _check_block(dataset: LlavaDataset, start: int, num_patches: int, on_bad: OnBad) -> _Block:
+    """Checks the records from `start` on, _BLOCK of them."""
+    records = dataset.records[start : start + _BLOCK]
+    block = _Block(len(records))
+    named = [(record, name) for record in records for name in record.images]
+    with ThreadPoolExecutor(_THREADS) as threads:
+        sizes = threads.map(lambda pair: check_image(dataset.image_path(*pair), pair[0].where), named)
+        for (record, name), size in zip(named, sizes, strict=True):
+            annotated = dataset.regions.get(name) if dataset.regions is not None else None
+            if annotated is not None:
+                compare_sizes(record, annotated, size)
+                block.annotated[name] = None
+    for index, record in enumerate(records, start):
+        reason = _count_tokens(dataset, record, num_patches, block)
+        if reason is not None:
+            if on_bad == "error":
+                raise DataError(reason)
+            block.unusable.append(Skipped(index, reason))
+    return block
 
 
 def compare_sizes(record: Record, annotated: ImageRegions, size: tuple[int, int]) -> None:
@@ -103,67 +191,29 @@ def compare_sizes(record: Record, annotated: ImageRegions, size: tuple[int, int]
         )
 
 
-def open_image(path: Path, where: str) -> Image.Image:
-    """Image.open with errors that name the record and the path."""
-    try:
-        return Image.open(path)
-    except FileNotFoundError as error:
-        raise DataError(f"{where}: image {path} does not exist") from error
-    except (OSError, Image.DecompressionBombError) as error:
-        raise unreadable(path, where, error) from error
-
-
-def unreadable(path: Path, where: str, error: Exception) -> DataError:
-    """The error for a file that is there but is not a whole image."""
-    reason = "not an image file" if isinstance(error, UnidentifiedImageError) else str(error)
-    return DataError(f"{where}: image {path} cannot be read ({reason}; {path.stat().st_size} bytes); fetch it again")
-
-
-def _image_size(dataset: LlavaDataset, record: Record, name: str) -> tuple[int, int]:
-    """(height, width) from the header; the body is verified where that is cheap, decoded where it looks cut off."""
-    path = dataset.image_path(record, name)
-    with open_image(path, record.where) as image:
-        size, kind = (image.height, image.width), image.format
-        try:
-            image.verify()
-        except (OSError, SyntaxError) as error:  # PIL reports a broken PNG as a SyntaxError
-            raise unreadable(path, record.where, error) from error
-    if kind in ("JPEG", "MPO") and not _has_jpeg_end(path):
-        with open_image(path, record.where) as image:
-            try:
-                image.load()
-            except (OSError, SyntaxError) as error:
-                raise unreadable(path, record.where, error) from error
-    return size
-
-
-def _has_jpeg_end(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _TAIL))
-        return b"\xff\xd9" in file.read()
-
-
-def _count_tokens(dataset: LlavaDataset, record: Record, num_patches: int, counts: dict[str, int]) -> None:
+def _count_tokens(dataset: LlavaDataset, record: Record, num_patches: int, block: _Block) -> str | None:
+    """Adds a record to the block's counts, or says what model_max_length makes of it."""
     encoded = dataset.encode(record)
-    ids, labels, cut = expand_images(
-        encoded.input_ids, encoded.labels, num_patches, dataset.model_max_length, record.where
-    )
+    try:
+        ids, labels, cut = expand_images(
+            encoded.input_ids, encoded.labels, num_patches, dataset.model_max_length, record.where
+        )
+    except DataError as error:  # truncation cuts an image
+        return str(error)
     supervised = sum(label != IGNORE_INDEX for label in labels)
     if not supervised:
-        raise DataError(
-            f"{record.where}: nothing to learn, 0 of {len(labels)} positions are supervised"
-            + (f" after truncation at model_max_length {dataset.model_max_length}" if cut else "")
+        return f"{record.where}: nothing to learn, 0 of {len(labels)} positions are supervised" + (
+            f" after truncation at model_max_length {dataset.model_max_length}" if cut else ""
         )
-    counts["images"] += len(record.images)
-    counts["text_only"] += not record.images
-    counts["supervised_tokens"] += supervised
-    counts["truncated"] += cut
-    counts["longest"] = max(counts["longest"], len(ids))
+    block.counts["images"] += len(record.images)
+    block.counts["text_only"] += not record.images
+    block.counts["supervised_tokens"] += supervised
+    block.counts["truncated"] += cut
+    block.longest = max(block.longest, len(ids))
+    return None
 
 
-def _check_regions(
-    dataset: LlavaDataset, matched: dict[str, Record], max_region_images: int, progress: bool
-) -> dict[str, int]:
+def _check_regions(dataset: LlavaDataset, matched: list[str], max_region_images: int, progress: bool) -> dict[str, int]:
     regions = dataset.regions
     if regions is not None and not matched:
         raise DataError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from llava_pat.data.check import CheckReport, check_dataset, compare_sizes, open_image, unreadable
+from llava_pat.data.check import CheckReport, check_dataset, compare_sizes
 from llava_pat.data.geometry import Geometry
-from llava_pat.data.records import resolve_image
+from llava_pat.data.images import open_image, unreadable
+from llava_pat.data.records import OnBad, Records, resolve_image
 from llava_pat.data.regions import build_patch_regions
 from llava_pat.data.templates import Template
 from llava_pat.data.tokenize import Encoded, encode
@@ -91,9 +93,36 @@ class LlavaDataset(Dataset):
         except DataError as error:
             raise DataError(f"{record.where}: {error}") from error
 
-    def check(self, num_patches: int, max_region_images: int = 20_000, progress: bool = True) -> CheckReport:
+    def check(
+        self, num_patches: int, max_region_images: int = 20_000, progress: bool = True, on_bad: OnBad = "error"
+    ) -> CheckReport:
         """Look at every record before training (see `check.check_dataset`); DataError for the first bad one."""
-        return check_dataset(self, num_patches, max_region_images, progress)
+        return check_dataset(self, num_patches, max_region_images, progress, on_bad)
+
+    def without(self, indices: Collection[int]) -> LlavaDataset:
+        """The data set less the records at these places, such as those that `check` found unusable."""
+        gone = set(indices)
+        kept = [record for index, record in enumerate(self.records) if index not in gone]
+        dataset = copy.copy(self)
+        dataset.records = (
+            Records(kept, self.records.skipped, self.records.leading_answers)
+            if isinstance(self.records, Records)
+            else kept
+        )
+        return dataset
+
+    def lengths(self, num_patches: int) -> list[int]:
+        """About how many positions each record takes, for grouping by length. Cheap, so that every rank can ask.
+
+        Images are exact; text counts a quarter of its UTF-8 bytes. (LLaVA counts words: Chinese has few, boxes too.)
+        """
+        return [
+            min(
+                self.model_max_length,
+                len(record.images) * num_patches + sum(len(turn.value.encode()) for turn in record.turns) // 4,
+            )
+            for record in self.records
+        ]
 
     def _pixels(self, record: Record, name: str) -> tuple[Tensor, tuple[int, int]]:
         """[3, S, S] and the original (height, width)."""
@@ -111,4 +140,3 @@ class LlavaDataset(Dataset):
         compare_sizes(record, annotated, size)
         coverage, label_ids, _ = build_patch_regions(annotated, self.geometry, self.patch_size, self.tokenizer)
         return coverage, label_ids
-

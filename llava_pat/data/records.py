@@ -1,37 +1,82 @@
 """LLaVA's training files: a JSON list, or JSONL, of `{id, image, conversations}` -> `Record`.
 
 `image` is a file name, a list of names, or absent (text only). Conversations alternate human, gpt, human, gpt ...
-and hold as many `<image>` as the record has images. Everything else is refused here, by file, position and id.
+and hold as many `<image>` as the record has images. Everything else is refused here, by file, position and id, or left
+out and counted where the caller asks for that.
+
+Published data has such records: llava_v1_5_mix665k has at least one empty answer (TinyLLaVA_Factory#20). What LLaVA
+does with them, run at c121f04: an answer in front of the first question is dropped; so it is here, and counted. A
+question without an answer, or an empty answer, at the end makes it mask the whole conversation, with a printed warning.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from llava_pat.types import IMAGE_TOKEN, DataError, Record, Turn
 
 ROLES = ("human", "gpt")
 
 
-def load_records(path: str | Path) -> list[Record]:
+OnBad = Literal["error", "skip"]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A record that is not trained on. The reason names its file, position and id."""
+
+    index: int  # position in the file, as Record.index
+    reason: str
+
+
+class Records(list[Record]):
+    """The records of a file that can be trained on, with an account of the others."""
+
+    def __init__(self, records: Iterable[Record], skipped: Iterable[Skipped] = (), leading_answers: int = 0) -> None:
+        super().__init__(records)
+        self.skipped = tuple(skipped)
+        self.leading_answers = leading_answers
+        """How many records began with an answer that was dropped."""
+
+
+def load_records(path: str | Path, on_bad: OnBad = "error") -> Records:
     """Read every record of a LLaVA JSON (a list) or JSONL file; the content decides which of the two it is.
 
-    Raises DataError naming file, record and id for anything that could not be trained on.
+    A record that could not be trained on is a DataError naming file, record and id, or with on_bad "skip" an entry of
+    `skipped`. A file that is missing, no JSON, or without any usable record is a DataError in both cases.
     """
     file = Path(path)
     if not file.is_file():
         raise DataError(f"{file}: no such file; give the path of a LLaVA JSON or JSONL file")
-    records = [parse_record(raw, str(file), index) for index, raw in _read(file)]
+    records, skipped, leading_answers = [], [], 0
+    for index, raw in _read(file):
+        try:
+            record = parse_record(raw, str(file), index)
+        except DataError as error:
+            if on_bad == "error":
+                raise
+            skipped.append(Skipped(index, str(error)))
+            continue
+        records.append(record)
+        leading_answers += len(record.turns) < len(raw["conversations"])
     if not records:
-        raise DataError(f"{file}: holds no records")
-    return records
+        raise DataError(f"{file}: holds no {'usable ' if skipped else ''}records" + _first(skipped))
+    return Records(records, skipped, leading_answers)
+
+
+def _first(skipped: list[Skipped]) -> str:
+    return f"; the first of {len(skipped)} that were skipped: {skipped[0].reason}" if skipped else ""
 
 
 def parse_record(raw: Any, file: str, index: int) -> Record:
-    """One JSON object -> Record, or a DataError that says what is wrong with it and where it stands."""
+    """One JSON object -> Record, or a DataError that says what is wrong with it and where it stands.
+
+    An answer in front of the first question is dropped, as LLaVA does (`load_records` counts them).
+    """
     if not isinstance(raw, dict):
         raise DataError(f"{file}: record {index} is a {type(raw).__name__}, not an object with id and conversations")
     where = f"{file}: record {index} (id {raw.get('id')!r})"
@@ -103,14 +148,16 @@ def _images(raw: dict[str, Any], where: str) -> tuple[str, ...]:
 def _turns(conversations: Any, where: str) -> tuple[Turn, ...]:
     if not isinstance(conversations, list) or not conversations:
         raise DataError(f"{where}: 'conversations' is not a list of messages, or it is empty")
-    turns = []
+    turns: list[Turn] = []
     for position, message in enumerate(conversations):
         if not isinstance(message, dict) or "from" not in message or "value" not in message:
             raise DataError(f"{where}: message {position} lacks 'from' or 'value'")
         role, value = message["from"], message["value"]
         if role not in ROLES:
             raise DataError(f"{where}: message {position} is from {role!r}; known roles are {', '.join(ROLES)}")
-        expected = ROLES[position % 2]
+        if position == 0 and role == "gpt" and len(conversations) > 1:
+            continue
+        expected = ROLES[len(turns) % 2]
         if role != expected:
             raise DataError(
                 f"{where}: message {position} is from {role!r} where {expected!r} must speak (human first, in turn)"
@@ -125,5 +172,5 @@ def _turns(conversations: Any, where: str) -> tuple[Turn, ...]:
             )
         turns.append(Turn(role, value))
     if len(turns) % 2:
-        raise DataError(f"{where}: the last of {len(turns)} messages is an unanswered question; drop or answer it")
+        raise DataError(f"{where}: the last of {len(conversations)} messages is a question without an answer; drop it")
     return tuple(turns)

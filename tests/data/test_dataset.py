@@ -49,12 +49,12 @@ def world(tmp_path, assets, small_tokenizer):
             {"id": "9", "image": "9.png", "width": 5, "height": 5, "regions": []},
         ]  # fmt: skip
 
-        def build(self, template="v1", aspect="square", with_regions=True, **more):
+        def build(self, template="v1", aspect="square", with_regions=True, on_bad="error", **more):
             (tmp_path / "r.json").write_text(json.dumps(self.records))
             (tmp_path / "g.jsonl").write_text("\n".join(map(json.dumps, self.regions)))
             processor = CLIPImageProcessor.from_pretrained(assets / "clip")
             return LlavaDataset(
-                load_records(tmp_path / "r.json"),
+                load_records(tmp_path / "r.json", on_bad),
                 self.folder,
                 get_template(template),
                 small_tokenizer,
@@ -64,8 +64,8 @@ def world(tmp_path, assets, small_tokenizer):
                 **more,
             )
 
-        def check(self, **more):
-            return self.build(**more).check(PATCHES, progress=False)
+        def check(self, on_bad="error", **more):
+            return self.build(on_bad=on_bad, **more).check(PATCHES, progress=False, on_bad=on_bad)
 
     World.folder.mkdir()
     noise = np.random.default_rng(0).integers(0, 256, (100, 200, 3), dtype=np.uint8)
@@ -192,3 +192,97 @@ def test_truncation(world):
 
 def test_region_images_are_sampled(world):
     assert world.build().check(PATCHES, max_region_images=1, progress=False).region_images_examined == 1
+
+
+def say(*messages):
+    return [{"from": ("human", "gpt")[k % 2], "value": message} for k, message in enumerate(messages)]
+
+
+def test_what_is_left_out_is_reported(world):
+    world.records.insert(1, world.records[0] | {"conversations": say("<image>", "")})
+    world.records.append({"id": "long", "conversations": say("red " * 400, "yes")})
+    world.records.append({"id": "late", "image": "0.png", "conversations": say("red " * 400, "yes", "<image>", "no")})
+    world.records.append({"id": "headed", "conversations": [{"from": "gpt", "value": "Hi"}, *say("blue?", "no")]})
+    report = world.check(on_bad="skip", model_max_length=400)
+    assert [entry.index for entry in report.skipped] == [1], "the place in the file"
+    assert [entry.index for entry in report.unusable] == [3, 4], "the place in the data set"
+    assert "(id 'long'): nothing to learn, 0 of 400 positions" in report.unusable[0].reason
+    assert "(id 'late'): an image takes positions" in report.unusable[1].reason
+    assert (report.records, report.images, report.text_only, report.leading_answers) == (4, 2, 2, 1)
+    for words in ("3 records are left out:", "1 conversations began with an answer", "message 1 is an empty answer"):
+        assert words in str(report)
+    whole = world.build(on_bad="skip", model_max_length=400)
+    kept = whole.without([entry.index for entry in report.unusable])
+    assert [record.id for record in kept.records] == ["r0", "r1", "r2", "headed"] and len(whole) == 6
+    again = kept.check(PATCHES, progress=False)
+    assert (again.unusable, again.skipped, again.leading_answers) == ((), report.skipped, 1)
+    assert again.supervised_tokens == report.supervised_tokens
+    with pytest.raises(DataError, match="none of 1 records can be used; the first: .*'long'"):
+        whole.without([0, 1, 2, 4, 5]).check(PATCHES, progress=False, on_bad="skip")
+
+
+def test_several_images_in_a_record(world, small_tokenizer):
+    """Two images in one question, one of them again in the next; regions and pixels follow the images' order."""
+    world.records = [
+        {"id": "many", "image": ["1.jpg", "0.png", "1.jpg"],
+         "conversations": say("<image> or <image>?", "red circle", "And <image>", "blue")},
+        world.records[2],
+        world.records[0],
+    ]  # fmt: skip
+    report = world.check()
+    assert (report.images, report.text_only, report.images_with_regions) == (4, 1, 1)
+    dataset = world.build()
+    sample, single = dataset[0], dataset[2]
+    assert sample["input_ids"].count(-200) == 3 and [entry is None for entry in sample["regions"]] == [
+        True,
+        False,
+        True,
+    ]
+    assert torch.equal(sample["pixel_values"][1], single["pixel_values"][0])
+    assert torch.equal(sample["pixel_values"][0], sample["pixel_values"][2])
+    learned = small_tokenizer.decode([label for label in sample["labels"] if label != -100])
+    assert "red circle" in learned and "blue" in learned and "or" not in learned.split()
+    batch = Collator(PATCHES, small_tokenizer.pad_token_id, 2048)([dataset[k] for k in range(3)])
+    assert (batch["input_ids"] == -200).sum(1).tolist() == [3 * PATCHES, 0, PATCHES]
+    assert batch["image_sequence"].tolist() == [0, 0, 0, 2] and len(batch["pixel_values"]) == 4
+    regions = patch_regions(batch)
+    assert regions.image.tolist() == [1, 1, 3, 3] and torch.equal(regions.coverage[:2], regions.coverage[2:])
+
+
+def test_several_images_one_of_another_size_than_its_regions(world):
+    world.records[0] |= {"image": ["1.jpg", "0.png"], "conversations": say("<image> or <image>?", "one")}
+    world.regions[0] |= {"width": 199}
+    for use in (world.check, lambda: world.build()[0]):
+        with pytest.raises(DataError, match=r"g\.jsonl:1 .*for 100x199 .*r0.* is 100x200"):
+            use()
+
+
+def test_text_only_batch_of_a_set_with_regions(world, small_tokenizer):
+    batch = Collator(PATCHES, small_tokenizer.pad_token_id, 2048)([world.build()[2]])
+    assert batch["pixel_values"].shape == (0, 3, 112, 112) and batch["image_sequence"].shape == (0,)
+    assert patch_regions(batch).coverage.shape == (0, PATCHES)
+
+
+def test_lengths_grow_with_text_and_images(world):
+    world.records[1] = world.records[1] | {"image": ["1.jpg"] * 2, "conversations": say("<image><image>", "yes " * 100)}
+    lengths = world.build().lengths(PATCHES)
+    assert lengths[1] > lengths[0] + PATCHES > PATCHES > lengths[2] > 0
+    assert world.build(model_max_length=100).lengths(PATCHES) == [lengths[0], 100, lengths[2]]
+
+
+@pytest.mark.parametrize("bad", [None, 17, 30])
+def test_several_processes_report_what_one_does(world, monkeypatch, bad):
+    world.records = [dict(world.records[k % 3], id=f"r{k}") for k in range(40)]
+    world.records[20] = {"id": "long", "conversations": say("red " * 400, "yes")}
+    if bad is not None:
+        world.records[bad] = world.records[0] | {"image": "gone.png"}
+    alone = world.check(on_bad="skip") if bad is None else None
+    monkeypatch.setattr("llava_pat.data.check._BLOCK", 4)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    if bad is None:
+        assert world.check(on_bad="skip") == alone and alone.unusable == ()
+        shorter = world.check(on_bad="skip", model_max_length=400)
+        assert [entry.index for entry in shorter.unusable] == [20] and shorter.longest <= 400
+    else:
+        with pytest.raises(DataError, match=rf"record {bad} .*gone\.png does not exist"):
+            world.check()

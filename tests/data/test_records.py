@@ -67,7 +67,13 @@ def test_bad_json_names_the_line(tmp_path):
         (changed(conversations=[]), "empty"),
         (changed(conversations=[{"from": "human"}]), "message 0 lacks"),
         (changed(conversations=say(("human", "<image>"), ("bot", "x"))), "message 1 is from 'bot'"),
-        (changed(conversations=say(("gpt", "x"), ("human", "<image>"))), "message 0 is from 'gpt' where 'human'"),
+        (changed(conversations=say(("gpt", "<image>"))), "message 0 is from 'gpt' where 'human'"),
+        (changed(conversations=say(("gpt", "x"), ("gpt", "y"))), "message 1 is from 'gpt' where 'human'"),
+        (changed(conversations=say(("gpt", "x"), ("human", "<image>"))), "last of 2 messages"),
+        (
+            changed(conversations=say(("gpt", "<image>"), ("human", "y"), ("gpt", "z"))),
+            "holds 0 <image> but it names 1",
+        ),
         (changed(conversations=say(("human", "<image>"), ("human", "x"))), "message 1 is from 'human' where 'gpt'"),
         (changed(conversations=say(("human", "<image>"))), "last of 1 messages"),
         (changed(conversations=say(("human", "<image>"), ("gpt", " \n"))), "message 1 is an empty answer"),
@@ -86,6 +92,30 @@ def test_bad_record_is_named(tmp_path, record, message):
     with pytest.raises(DataError, match=message) as caught:
         load_records(file)
     assert str(caught.value).startswith(f"{file}: record 1")
+
+
+def test_an_answer_before_the_first_question_is_dropped_and_counted(tmp_path):
+    headed = changed(conversations=say(("gpt", "Hello!"), *((m["from"], m["value"]) for m in GOOD["conversations"])))
+    records = load_records(write(tmp_path / "a.json", [GOOD, headed, TEXT]))
+    assert records[1].turns == records[0].turns
+    assert (records.leading_answers, records.skipped) == (1, ())
+
+
+def test_bad_records_can_be_skipped_and_are_accounted_for(tmp_path):
+    empty = changed(conversations=say(("human", "<image>"), ("gpt", "")))
+    unanswered = changed(conversations=say(("human", "<image>"), ("gpt", "x"), ("human", "y")))
+    file = write(tmp_path / "a.json", [GOOD, empty, TEXT, [], unanswered])
+    records = load_records(file, on_bad="skip")
+    assert [record.index for record in records] == [0, 2], "positions stay those of the file"
+    assert [entry.index for entry in records.skipped] == [1, 3, 4]
+    assert f"{file}: record 1 (id 'a-1'): message 1 is an empty answer" in records.skipped[0].reason
+    assert "last of 3 messages is a question without an answer" in records.skipped[2].reason
+    with pytest.raises(
+        DataError, match=r"no usable records; the first of 2 that were skipped: .*record 0 .*empty answer"
+    ):
+        load_records(write(tmp_path / "b.json", [empty, unanswered]), on_bad="skip")
+    with pytest.raises(DataError, match=r"c\.jsonl:2: bad JSON"):  # a broken file is not a bad record
+        load_records(write(tmp_path / "c.jsonl", json.dumps(GOOD) + "\n{oops\n"), on_bad="skip")
 
 
 def test_missing_and_empty_files(tmp_path):
