@@ -49,6 +49,12 @@ _OTHER_HALF = (
 _LLAVA_PARTS = ("model.mm_projector.", "model.vision_tower.", "model.image_newline")
 """What a checkpoint in LLaVA's layout holds beside its language model; read elsewhere."""
 
+_READS_IDS = {
+    "lm_head_multiplier": "it scales the embeddings of ids but not those that it is handed",  # Falcon-H1
+    "hidden_size_per_layer_input": "every layer of it reads the ids again",  # Gemma 3n, Gemma 4
+}
+"""Config keys of language models for which ids and the embeddings of ids are two things."""
+
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
@@ -125,6 +131,12 @@ def load_language_model(
             f"language model {name_or_path}: its config.json (model_type {config.model_type!r}) holds more than a "
             "language model; take a text-only checkpoint"
         )
+    for key, reason in _READS_IDS.items():
+        if config.to_dict().get(key):
+            raise ValueError(
+                f"language model {name_or_path}: {reason} (config.json has {key}), so image patches cannot stand in "
+                "for words. Such models are not supported."
+            )
     keywords = {} if quantization_config is None else {"quantization_config": quantization_config}
     with _hugging_face_report_off():
         llm, info = AutoModelForCausalLM.from_pretrained(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-_FACTORS = ("logit_scale", "lm_head_multiplier")
+_FACTOR = "logit_scale"
 _DIVISOR = "logits_scaling"
 _CAP = "final_logit_softcapping"
 
@@ -17,7 +17,7 @@ _CAP = "final_logit_softcapping"
 class LogitTransform:
     """logits * factor / divisor, then cap * tanh(logits / cap): each as config.json has it, None where it has not.
 
-    factor: `logit_scale` (Cohere), `lm_head_multiplier` (Falcon-H1); divisor: `logits_scaling` (Granite);
+    factor: `logit_scale` (Cohere); divisor: `logits_scaling` (Granite);
     cap: `final_logit_softcapping` (Gemma 2). Source: the models' own forward in transformers, which tests compare.
     """
 
@@ -28,10 +28,7 @@ class LogitTransform:
     @classmethod
     def of(cls, config: PretrainedConfig) -> LogitTransform:
         settings = config.to_dict()
-        factors = [settings[key] for key in _FACTORS if settings.get(key) is not None]
-        if len(factors) > 1:
-            raise ValueError(f"the language model's config has {' and '.join(_FACTORS)}; at most one is known to occur")
-        return cls(factors[0] if factors else None, settings.get(_DIVISOR), settings.get(_CAP))
+        return cls(settings.get(_FACTOR), settings.get(_DIVISOR), settings.get(_CAP))
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Same shape and dtype: in the dtype of lm_head's output, as the models do it."""
