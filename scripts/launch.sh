@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
-# Sourced by the training scripts, after setup.sh: `launch SCRIPT [flags...]` on as many processes as there are.
+# Sourced by the training scripts, after setup.sh. `launch SCRIPT [flags...]` runs on as many processes as there are;
+# `launch_config SCRIPT NAME SUFFIX [CONFIG] [flags...]` does so with scripts/configs/CONFIG<SUFFIX>.yaml (or the YAML
+# file CONFIG; by default NAME), and makes the playground's data first where a playground config needs them.
 #
 #     HOSTFILE=FILE   several nodes, by the deepspeed launcher (its hostfile format: `node1 slots=8`)
 #     NNODES=N NODE_RANK=I MASTER_ADDR=HOST   several nodes, by torchrun started on each of them
@@ -29,4 +31,28 @@ launch() {
         echo "[launch] $count processes by torchrun: $*" >&2
         torchrun --nproc_per_node "$count" --master_port "$port" "$@"
     fi
+}
+
+launch_config() {
+    local script="$1" name="$2" suffix="$3" config
+    shift 3
+    if (($#)) && [[ "$1" != -* ]]; then
+        name="$1"
+        shift
+    fi
+    if [[ -f "$name" ]]; then
+        config="$(cd "$(dirname "$name")" && pwd)/$(basename "$name")"
+    else
+        name="${name%.yaml}"
+        config="scripts/configs/${name%"$suffix"}$suffix.yaml"
+    fi
+    cd "$LLAVA_PAT_ROOT"
+    if [[ ! -f "$config" ]]; then
+        echo "$config: no such file; there are: $(cd scripts/configs && echo *"$suffix".yaml)" >&2
+        return 1
+    fi
+    if [[ "$(basename "$config")" == playground* ]]; then
+        python -m playground.generate --if_absent  # the small world is generated, not tracked: about a minute, once
+    fi
+    launch "$script" --config "$config" "$@"
 }

@@ -13,22 +13,4 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 source "$LLAVA_PAT_ROOT/scripts/launch.sh"
 
-config=playground_pat
-if (($#)) && [[ "$1" != -* ]]; then
-    config="$1"
-    shift
-fi
-if [[ -f "$config" ]]; then
-    config="$(cd "$(dirname "$config")" && pwd)/$(basename "$config")"
-else
-    config="scripts/configs/${config%.yaml}.yaml"
-fi
-cd "$LLAVA_PAT_ROOT"
-if [[ ! -f "$config" ]]; then
-    echo "$config: no such file; there are: $(cd scripts/configs && echo *.yaml)" >&2
-    exit 1
-fi
-if [[ "$(basename "$config")" == playground* ]]; then
-    python -m playground.generate --if_absent  # the small world is generated, not tracked: about a minute, once
-fi
-launch train/pretrain.py --config "$config" "$@"
+launch_config train/pretrain.py playground_pat "" "$@"

@@ -15,7 +15,7 @@ from llava_pat.training import consistency
 from llava_pat.training.arguments import PretrainArguments, parse_pretrain
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = sorted((ROOT / "scripts" / "configs").glob("*.yaml"))
+CONFIGS = sorted(path for path in (ROOT / "scripts" / "configs").glob("*.yaml") if "_finetune" not in path.stem)
 
 # LLaVA-1.5's stage 1: scripts/v1_5/pretrain.sh and the paper's table of hyperparameters (arXiv 2310.03744).
 RECIPE = {

@@ -9,25 +9,18 @@ Defaults are LLaVA-1.5's published stage-1 recipe (scripts/v1_5/pretrain.sh at c
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import transformers
-from transformers import HfArgumentParser
 
 from llava_pat.alignment import accepted_keywords, find_objective
-from llava_pat.training.consistency import check, resolve
-from llava_pat.training.flags import ConfigError, Setting, origins, read_argv, read_yaml, translate
+from llava_pat.training.command_line import Stage, option, parse
+from llava_pat.training.consistency import check, check_pretrain
+from llava_pat.training.flags import ConfigError
 
 _RECIPE = "LLaVA-1.5 scripts/v1_5/pretrain.sh"
-
-
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass
@@ -36,21 +29,21 @@ class ModelArguments:
 
     _argument_group_name = "model"
 
-    model_name_or_path: str | None = _option(None, "Language model: a folder or a hub id. Required.")
-    vision_tower: str | None = _option(None, "Vision tower: a CLIPModel or CLIPVisionModel folder or hub id. Required.")
-    version: str = _option("plain", f"Conversation template. Stage 1: plain ({_RECIPE}).")
-    mm_projector_type: str = _option("mlp2x_gelu", f"linear, mlp{{N}}x_gelu or identity ({_RECIPE}).")
-    pretrain_mm_mlp_adapter: str | None = _option(
+    model_name_or_path: str | None = option(None, "Language model: a folder or a hub id. Required.")
+    vision_tower: str | None = option(None, "Vision tower: a CLIPModel or CLIPVisionModel folder or hub id. Required.")
+    version: str = option("plain", f"Conversation template. Stage 1: plain ({_RECIPE}).")
+    mm_projector_type: str = option("mlp2x_gelu", f"linear, mlp{{N}}x_gelu or identity ({_RECIPE}).")
+    pretrain_mm_mlp_adapter: str | None = option(
         None, "Start from this mm_projector.bin/.safetensors, not from random."
     )
-    mm_vision_select_layer: int = _option(-2, f"Hidden state of the tower that is used ({_RECIPE}).")
-    mm_vision_select_feature: Literal["patch", "cls_patch"] = _option(
+    mm_vision_select_layer: int = option(-2, f"Hidden state of the tower that is used ({_RECIPE}).")
+    mm_vision_select_feature: Literal["patch", "cls_patch"] = option(
         "patch", "patch drops the class token, cls_patch keeps it (LLaVA's default: patch)."
     )
-    tune_mm_mlp_adapter: bool = _option(True, f"Train the projector only; stage 1 knows nothing else ({_RECIPE}).")
-    mm_use_im_start_end: bool = _option(False, f"Only False is supported, as in all LLaVA-1.5 models ({_RECIPE}).")
-    mm_use_im_patch_token: bool = _option(False, f"Only False is supported, as in all LLaVA-1.5 models ({_RECIPE}).")
-    attn_implementation: Literal["sdpa", "flash_attention_2", "eager"] = _option(
+    tune_mm_mlp_adapter: bool = option(True, f"Train the projector only; stage 1 knows nothing else ({_RECIPE}).")
+    mm_use_im_start_end: bool = option(False, f"Only False is supported, as in all LLaVA-1.5 models ({_RECIPE}).")
+    mm_use_im_patch_token: bool = option(False, f"Only False is supported, as in all LLaVA-1.5 models ({_RECIPE}).")
+    attn_implementation: Literal["sdpa", "flash_attention_2", "eager"] = option(
         "sdpa", "Attention kernel. LLaVA's train_mem.py used flash_attention_2, an extra here."
     )
 
@@ -61,18 +54,18 @@ class DataArguments:
 
     _argument_group_name = "data"
 
-    data_path: str | None = _option(None, "LLaVA JSON or JSONL to train on. Required.")
-    image_folder: str | None = _option(None, "Folder that the records' image paths are relative to. Required.")
-    image_aspect_ratio: Literal["square", "pad"] = _option(
+    data_path: str | None = option(None, "LLaVA JSON or JSONL to train on. Required.")
+    image_folder: str | None = option(None, "Folder that the records' image paths are relative to. Required.")
+    image_aspect_ratio: Literal["square", "pad"] = option(
         "square", "square: resize and centre crop (stage 1, LLaVA's default); pad: pad to a square first."
     )
-    regions_path: str | None = _option(
+    regions_path: str | None = option(
         None, "Regions file (JSONL) of the training images; docs/index.md has the format."
     )
-    eval_data_path: str | None = _option(None, "Held-out LLaVA JSON or JSONL: caption loss before, during and after.")
-    eval_image_folder: str | None = _option(None, "Image folder of the held-out records. Default: image_folder.")
-    eval_regions_path: str | None = _option(None, "Regions file of the held-out images: alignment before and after.")
-    vocabulary_path: str | None = _option(None, "Object vocabulary, JSON {facet: [words]}, for hit@k and facet hits.")
+    eval_data_path: str | None = option(None, "Held-out LLaVA JSON or JSONL: caption loss before, during and after.")
+    eval_image_folder: str | None = option(None, "Image folder of the held-out records. Default: image_folder.")
+    eval_regions_path: str | None = option(None, "Regions file of the held-out images: alignment before and after.")
+    vocabulary_path: str | None = option(None, "Object vocabulary, JSON {facet: [words]}, for hit@k and facet hits.")
 
 
 @dataclass
@@ -81,17 +74,17 @@ class AlignmentArguments:
 
     _argument_group_name = "alignment"
 
-    alignment: str = _option(
+    alignment: str = option(
         "none", "Objective: a name (none, pat, ...) or the dotted path of anybody's module[:Class]."
     )
-    alignment_weight: float = _option(
+    alignment_weight: float = option(
         5.0, "Weight at full strength. 5 is this project's playground value, not a paper's."
     )
-    alignment_schedule: Literal["linear", "constant"] = _option(
+    alignment_schedule: Literal["linear", "constant"] = option(
         "linear",
         "linear ramps the weight from 0 to alignment_weight over the run (arXiv 2505.17316); constant does not.",
     )
-    alignment_args: dict[str, Any] | str | None = _option(
+    alignment_args: dict[str, Any] | str | None = option(
         None, 'Keywords of the objective: a mapping in YAML, JSON on the command line, as \'{"unit": "patch"}\'.'
     )
 
@@ -118,36 +111,36 @@ class TrainingArguments(transformers.TrainingArguments):
 
     _argument_group_name = "training (transformers' own flags included)"
 
-    output_dir: str | None = _option(
+    output_dir: str | None = option(
         None,
         "Where the run goes; {alignment} in it is replaced by the objective's name. Without the flag: the variable "
         "OUTPUT_DIR, else the YAML's value, else checkpoints/llava-v1.5-pretrain-{alignment}.",
     )
-    num_train_epochs: float = _option(1.0, f"Epochs ({_RECIPE}).")
-    per_device_train_batch_size: int = _option(
+    num_train_epochs: float = option(1.0, f"Epochs ({_RECIPE}).")
+    per_device_train_batch_size: int = option(
         32, f"Sequences per device and micro-step; 8 devices make 256 ({_RECIPE})."
     )
-    per_device_eval_batch_size: int = _option(4, f"Sequences per device in evaluation ({_RECIPE}).")
-    global_batch_size: int | None = _option(
+    per_device_eval_batch_size: int = option(4, f"Sequences per device in evaluation ({_RECIPE}).")
+    global_batch_size: int | None = option(
         None, "Sequences per optimizer step on all devices; sets gradient_accumulation_steps. The recipe's is 256."
     )
-    learning_rate: float = _option(1e-3, f"Peak learning rate ({_RECIPE}).")
-    weight_decay: float = _option(0.0, f"Weight decay ({_RECIPE}).")
-    warmup_steps: float = _option(0.03, f"Steps of warm-up, or, below 1, their share ({_RECIPE}: warmup_ratio 0.03).")
-    lr_scheduler_type: str = _option("cosine", f"Learning rate schedule ({_RECIPE}).")
-    optim: str = _option(
+    learning_rate: float = option(1e-3, f"Peak learning rate ({_RECIPE}).")
+    weight_decay: float = option(0.0, f"Weight decay ({_RECIPE}).")
+    warmup_steps: float = option(0.03, f"Steps of warm-up, or, below 1, their share ({_RECIPE}: warmup_ratio 0.03).")
+    lr_scheduler_type: str = option("cosine", f"Learning rate schedule ({_RECIPE}).")
+    optim: str = option(
         "adamw_torch", "Optimizer (llava/train/train.py; betas, epsilon and clipping as transformers)."
     )
-    bf16: bool = _option(True, f"bfloat16 ({_RECIPE}). Yields to an explicit --fp16 True.")
-    logging_steps: float = _option(1, f"Steps between log lines ({_RECIPE}).")
-    save_strategy: str = _option("steps", f"When checkpoint-N folders are written ({_RECIPE}).")
-    save_steps: float = _option(24000, f"Steps between checkpoints; the recipe saves at the end only ({_RECIPE}).")
-    save_total_limit: int | None = _option(1, f"Checkpoints kept ({_RECIPE}).")
-    dataloader_num_workers: int = _option(4, f"Processes that read images ({_RECIPE}).")
-    model_max_length: int = _option(
+    bf16: bool = option(True, f"bfloat16 ({_RECIPE}). Yields to an explicit --fp16 True.")
+    logging_steps: float = option(1, f"Steps between log lines ({_RECIPE}).")
+    save_strategy: str = option("steps", f"When checkpoint-N folders are written ({_RECIPE}).")
+    save_steps: float = option(24000, f"Steps between checkpoints; the recipe saves at the end only ({_RECIPE}).")
+    save_total_limit: int | None = option(1, f"Checkpoints kept ({_RECIPE}).")
+    dataloader_num_workers: int = option(4, f"Processes that read images ({_RECIPE}).")
+    model_max_length: int = option(
         2048, f"Positions of a sequence after image expansion; longer ones are cut ({_RECIPE})."
     )
-    remove_unused_columns: bool = _option(False, "False: batches are our own dictionaries (llava/train/train.py).")
+    remove_unused_columns: bool = option(False, "False: batches are our own dictionaries (llava/train/train.py).")
 
 
 class PretrainArguments(NamedTuple):
@@ -159,88 +152,30 @@ class PretrainArguments(NamedTuple):
     training: TrainingArguments
 
 
-class _Parser(HfArgumentParser):
-    def error(self, message: str) -> None:  # argparse would print 150 flags of usage and exit
-        raise ConfigError(message)
+def _check(arguments: PretrainArguments) -> None:
+    check_pretrain(arguments)
+    check(arguments)
 
 
-# transformers renamed this within the range that we support.
-_CHECKPOINTING = (
-    "activation_checkpointing"
-    if "activation_checkpointing" in {f.name for f in fields(transformers.TrainingArguments)}
-    else "gradient_checkpointing"
+PRETRAIN = Stage(
+    name="stage 1",
+    script="train/pretrain.py",
+    description="Stage 1: train the projector, with an alignment objective or without.",
+    kinds=(ModelArguments, DataArguments, AlignmentArguments, TrainingArguments),
+    complete=PretrainArguments,
+    check=_check,
+    output_dir="checkpoints/llava-v1.5-pretrain-{alignment}",
+    dropped={"freeze_backbone": "stage 1 always freezes the language model and the tower"},
+    refused={
+        "lora_enable": (("false",), "LoRA belongs to stage 2, train/finetune.py"),
+        "bits": (("16",), "quantised base models belong to stage 2, train/finetune.py"),
+        "freeze_mm_mlp_adapter": (("false",), "the projector is what stage 1 trains"),
+        "group_by_modality_length": (("false",), "it belongs to stage 2, train/finetune.py"),
+        "unfreeze_mm_vision_tower": (("false",), "stage 1 keeps the tower frozen"),
+    },
 )
 
 
-def build_parser() -> HfArgumentParser:
-    """All flags with their defaults and help; `--help` prints them in groups."""
-    parser = _Parser(
-        (ModelArguments, DataArguments, AlignmentArguments, TrainingArguments),
-        prog="pretrain.py",
-        usage="python train/pretrain.py [--config FILE.yaml] [--flag value ...]",
-        description="Stage 1: train the projector, with an alignment objective or without.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--config", metavar="FILE", help="YAML of defaults, one `flag: value` a line; flags override it."
-    )
-    parser.set_defaults(**{_CHECKPOINTING: True})  # the recipe's gradient_checkpointing True
-    return parser
-
-
 def parse_pretrain(argv: Sequence[str] | None = None) -> PretrainArguments:
-    """Read a stage-1 command line.
-
-    argv: without the program's name; None means sys.argv[1:]. Prints one line for every flag that had to be mapped, on
-    rank 0 only. Raises ConfigError (one message, with the way out) for unknown names, wrong types and contradictions.
-    """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = build_parser()
-    if "-h" in argv or "--help" in argv:
-        parser.parse_args(["--help"])  # prints and exits
-    settings = read_argv(argv)
-    configs = [setting for setting in settings if setting.name == "config"]
-    settings = [setting for setting in settings if setting.name != "config"]
-    if any(len(setting.values) != 1 for setting in configs) or len(configs) > 1:
-        raise ConfigError("--config takes one YAML file, and may be given once")
-    for setting in configs:
-        settings = read_yaml(Path(setting.values[0])) + settings
-
-    translation = translate(settings, _known_names())
-    tokens = [token for setting in translation.settings for token in _tokens(setting)]
-    namespace, rest = parser.parse_known_args(tokens)
-    if rest:
-        raise ConfigError(f"cannot make sense of {' '.join(rest)!r}: write --flag value")
-    values = {name: value for name, value in vars(namespace).items() if name != "config"}
-    # `--eval_data_path ""` takes back what a YAML set.
-    values = {name: (None if value == "" else value) for name, value in values.items()}
-    notes = translation.notes + resolve(values, origins(translation.settings))
-    try:
-        arguments = PretrainArguments(*parser.parse_dict(values))
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"transformers refuses these training arguments: {error}") from error
-    check(arguments)
-    if os.environ.get("RANK", "0") == "0":
-        for note in notes:
-            print(f"[arguments] {note}", flush=True)
-    return arguments
-
-
-def _known_names() -> set[str]:
-    known = set()
-    for kind in (ModelArguments, DataArguments, AlignmentArguments, TrainingArguments):
-        for item in fields(kind):
-            known.add(item.name)
-            if item.default is True:
-                known.add(f"no_{item.name}")  # transformers' switches for what is on by default
-    return known
-
-
-def _tokens(setting: Setting) -> list[str]:
-    if setting.name == "report_to":  # several trackers; transformers' parser takes one word
-        return [f"--report_to={','.join(setting.values)}"]
-    if len(setting.values) == 1:  # with "=", since argparse takes "-1e-3" for a flag
-        return [f"--{setting.name}={setting.values[0]}"]
-    return [f"--{setting.name}", *setting.values]
+    """Read a stage-1 command line (see command_line.parse)."""
+    return parse(argv, PRETRAIN)

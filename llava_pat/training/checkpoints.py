@@ -16,9 +16,9 @@ TRAINER_STATE = "trainer_state.json"
 
 
 @contextlib.contextmanager
-def gathered(module: torch.nn.Module) -> Iterator[None]:
-    """Under ZeRO-3 the trained weights are whole inside; elsewhere nothing happens."""
-    sharded = [p for p in module.parameters() if p.requires_grad and hasattr(p, "ds_id")]
+def gathered(*modules: torch.nn.Module) -> Iterator[None]:
+    """Under ZeRO-3 the modules' weights are whole inside; elsewhere nothing happens."""
+    sharded = [p for module in modules for p in module.parameters() if hasattr(p, "ds_id")]
     if not sharded:
         yield
         return

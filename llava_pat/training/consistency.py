@@ -22,18 +22,23 @@ from llava_pat.training.flags import ConfigError
 
 if TYPE_CHECKING:
     from llava_pat.training.arguments import AlignmentArguments, DataArguments, PretrainArguments
+    from llava_pat.training.finetune_arguments import (
+        AdapterArguments,
+        FinetuneArguments,
+        FinetuneModelArguments,
+        FinetuneTrainingArguments,
+    )
 
-DEFAULT_OUTPUT_DIR = "checkpoints/llava-v1.5-pretrain-{alignment}"
 
-
-def resolve(values: MutableMapping[str, Any], strength: Mapping[str, int]) -> list[str]:
+def resolve(values: MutableMapping[str, Any], strength: Mapping[str, int], output_dir: str, script: str) -> list[str]:
     """Complete `values` (flag name -> parsed value) in place.
 
     strength: 0 (absent) for a default, 1 for the YAML, 2 for the command line; where two disagree, the stronger stands.
+    output_dir: without a flag, a YAML and the variable OUTPUT_DIR. script: the entry point, for messages.
     Returns one line for each value that was asked for and could not stand.
     """
     notes: list[str] = []
-    _resolve_device(values, strength, notes)
+    _resolve_device(values, script, notes)
     _resolve_precision(values, strength, notes)
     _resolve_batch(values, strength, notes)
     # The YAML's keywords are for the YAML's objective: `--alignment none` behind a PAT config must just work.
@@ -42,17 +47,17 @@ def resolve(values: MutableMapping[str, Any], strength: Mapping[str, int]) -> li
             f"--alignment {values['alignment']}: the YAML's alignment_args were for its own objective: left out"
         )
         values["alignment_args"] = None
-    _resolve_output(values, strength, notes)
+    _resolve_output(values, strength, output_dir, notes)
     values["report_to"] = (values["report_to"] or "none").split(",")
     return notes
 
 
-def _resolve_device(values: MutableMapping[str, Any], strength: Mapping[str, int], notes: list[str]) -> None:
+def _resolve_device(values: MutableMapping[str, Any], script: str, notes: list[str]) -> None:
     if not torch.accelerator.is_available():
         values["use_cpu"] = True
     launched = "WORLD_SIZE" in os.environ
     if values["deepspeed"] and launched:
-        _check_plan(values["deepspeed"])
+        read_plan(values["deepspeed"])
     if values["use_cpu"]:
         if values["deepspeed"] and not launched:
             notes.append(f"--deepspeed {values['deepspeed']}: one process on a CPU has nothing to share: left out")
@@ -61,17 +66,16 @@ def _resolve_device(values: MutableMapping[str, Any], strength: Mapping[str, int
     if not launched and torch.cuda.device_count() > 1:
         raise ConfigError(
             f"{torch.cuda.device_count()} GPUs but one process: start with torchrun --nproc_per_node "
-            f"{torch.cuda.device_count()} train/pretrain.py, deepspeed train/pretrain.py, or set CUDA_VISIBLE_DEVICES=0"
+            f"{torch.cuda.device_count()} {script}, deepspeed {script}, or set CUDA_VISIBLE_DEVICES=0"
         )
     if not launched and values["deepspeed"]:
-        raise ConfigError("--deepspeed needs a launcher: deepspeed train/pretrain.py, or torchrun train/pretrain.py")
+        raise ConfigError(f"--deepspeed needs a launcher: deepspeed {script}, or torchrun {script}")
 
 
-def _check_plan(plan: str) -> None:
-    """The DeepSpeed plan is there and is JSON."""
+def read_plan(plan: str) -> dict[str, Any]:
+    """The DeepSpeed plan of a file, or of its text, which transformers takes too. ConfigError when there is none."""
     try:
-        # transformers takes the plan itself, too
-        json.loads(plan if plan.startswith("{") else Path(plan).read_text(encoding="utf-8"))
+        return json.loads(plan if plan.startswith("{") else Path(plan).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"--deepspeed {plan}: no such file (from {os.getcwd()})") from None
     except json.JSONDecodeError as error:
@@ -127,8 +131,10 @@ def _resolve_batch(values: MutableMapping[str, Any], strength: Mapping[str, int]
     values["gradient_accumulation_steps"] = wanted // per_step
 
 
-def _resolve_output(values: MutableMapping[str, Any], strength: Mapping[str, int], notes: list[str]) -> None:
-    template = values["output_dir"] or DEFAULT_OUTPUT_DIR
+def _resolve_output(
+    values: MutableMapping[str, Any], strength: Mapping[str, int], output_dir: str, notes: list[str]
+) -> None:
+    template = values["output_dir"] or output_dir
     if strength.get("output_dir", 0) < 2 and os.environ.get("OUTPUT_DIR"):
         template = os.environ["OUTPUT_DIR"]
     objective = re.sub(r"[^\w.-]+", "-", values["alignment"].rpartition(".")[2])
@@ -147,28 +153,15 @@ def _resolve_output(values: MutableMapping[str, Any], strength: Mapping[str, int
         )
 
 
-def check(arguments: PretrainArguments) -> None:
-    """Refuse contradictions. Raises ConfigError."""
-    model, data, alignment, training = arguments
-    missing = [
-        f"--{name}"
-        for part, name in (
-            (model, "model_name_or_path"),
-            (model, "vision_tower"),
-            (data, "data_path"),
-            (data, "image_folder"),
-        )
-        if vars(part)[name] is None
-    ]
-    if missing:
-        raise ConfigError(f"missing {', '.join(missing)}: give them as flags, or a YAML that has them as --config")
+def check(arguments: PretrainArguments | FinetuneArguments) -> None:
+    """Refuse what neither stage can run. Raises ConfigError."""
+    model, data, alignment, training = arguments.model, arguments.data, arguments.alignment, arguments.training
+    refuse_missing((model, "model_name_or_path"), (data, "data_path"), (data, "image_folder"))
     if model.mm_use_im_start_end or model.mm_use_im_patch_token:
         raise ConfigError(
             "--mm_use_im_start_end and --mm_use_im_patch_token must be False: they add tokens to the language model, "
             "which no LLaVA-1.5 model does"
         )
-    if not model.tune_mm_mlp_adapter:
-        raise ConfigError("--tune_mm_mlp_adapter False: stage 1 trains the projector and nothing else")
     _check_objective(data, alignment)
     if not 0 <= alignment.alignment_weight < float("inf"):
         raise ConfigError(f"--alignment_weight {alignment.alignment_weight}: expected a finite number >= 0")
@@ -180,16 +173,84 @@ def check(arguments: PretrainArguments) -> None:
             raise ConfigError(f"--eval_strategy {training.eval_strategy.value} needs --eval_data_path")
     if training.resume_from_checkpoint:
         raise ConfigError(
-            "--resume_from_checkpoint: stage 1 goes on from the newest whole checkpoint in --output_dir by itself; give "
+            "--resume_from_checkpoint: a run goes on from the newest whole checkpoint in --output_dir by itself; give "
             "the same command again"
         )
     if training.load_best_model_at_end:
-        raise ConfigError("--load_best_model_at_end: a stage-1 checkpoint holds the projector, not a whole model")
+        raise ConfigError("--load_best_model_at_end: not supported, the last weights are what the recipe keeps")
     if not 1 <= training.model_max_length:
         raise ConfigError(f"--model_max_length {training.model_max_length}: expected at least 1")
     for tracker in training.report_to:
         if tracker in ("wandb", "tensorboard") and importlib.util.find_spec(tracker) is None:
             raise ConfigError(f"--report_to {tracker}: not installed; pip install {tracker}, or --report_to none")
+
+
+def check_pretrain(arguments: PretrainArguments) -> None:
+    """Refuse what stage 1 cannot run."""
+    model, data = arguments.model, arguments.data
+    refuse_missing((model, "model_name_or_path"), (model, "vision_tower"), (data, "data_path"), (data, "image_folder"))
+    if not model.tune_mm_mlp_adapter:
+        raise ConfigError("--tune_mm_mlp_adapter False: stage 1 trains the projector and nothing else")
+
+
+def check_finetune(arguments: FinetuneArguments) -> None:
+    """Refuse what stage 2 cannot run."""
+    model, adapter, training = arguments.model, arguments.adapter, arguments.training
+    if model.tune_mm_mlp_adapter:
+        raise ConfigError("--tune_mm_mlp_adapter True is stage 1: use train/pretrain.py, or --freeze_backbone True here")
+    if model.freeze_backbone and model.freeze_mm_mlp_adapter and not model.unfreeze_mm_vision_tower:
+        raise ConfigError("--freeze_backbone True and --freeze_mm_mlp_adapter True: nothing is left to train")
+    if model.mm_vision_tower_layers is not None:
+        if not model.unfreeze_mm_vision_tower:
+            raise ConfigError("--mm_vision_tower_layers needs --unfreeze_mm_vision_tower True")
+        if model.mm_vision_tower_layers < 1:
+            raise ConfigError(f"--mm_vision_tower_layers {model.mm_vision_tower_layers}: expected at least 1")
+    rates = {
+        "mm_projector_lr": not model.freeze_mm_mlp_adapter,
+        "mm_vision_tower_lr": model.unfreeze_mm_vision_tower,
+    }
+    for name, trains in rates.items():
+        rate = vars(training)[name]
+        if rate is not None and not trains:
+            raise ConfigError(f"--{name} {rate}: that part is frozen; leave the flag out, or train the part")
+        if rate is not None and not 0 <= rate < float("inf"):
+            raise ConfigError(f"--{name} {rate}: expected a finite number >= 0")
+    plan = read_plan(training.deepspeed) if isinstance(training.deepspeed, str) else {}
+    if "optimizer" in plan and any(vars(training)[name] is not None for name in rates):
+        raise ConfigError(
+            f"--deepspeed {training.deepspeed} has an optimizer of its own, which knows one learning rate: take its "
+            f"'optimizer' and 'scheduler' out (as in scripts/zero3_offload.json), or leave out {' and '.join(rates)}"
+        )
+    _check_adapter(model, adapter, training, plan)
+
+
+def _check_adapter(
+    model: FinetuneModelArguments, adapter: AdapterArguments, training: FinetuneTrainingArguments, plan: Mapping
+) -> None:
+    if adapter.lora_enable and model.freeze_backbone:
+        raise ConfigError("--lora_enable True and --freeze_backbone True contradict each other")
+    if adapter.lora_enable and model.unfreeze_mm_vision_tower:
+        raise ConfigError(
+            "--lora_enable True with --unfreeze_mm_vision_tower True: LLaVA's LoRA folder has no place for a trained tower"
+        )
+    if adapter.lora_enable and adapter.lora_r < 1:
+        raise ConfigError(f"--lora_r {adapter.lora_r}: expected at least 1")
+    if adapter.bits not in (4, 8, 16):
+        raise ConfigError(f"--bits {adapter.bits}: expected 4, 8 or 16")
+    if adapter.bits < 16 and not adapter.lora_enable:
+        raise ConfigError(f"--bits {adapter.bits} needs --lora_enable True: quantised weights cannot be trained themselves")
+    if adapter.bits < 16 and plan.get("zero_optimization", {}).get("stage") == 3:
+        raise ConfigError(f"--bits {adapter.bits} with ZeRO-3: quantised weights cannot be sharded; use scripts/zero2.json")
+    if "bnb" in str(training.optim) or "8bit" in str(training.optim) or adapter.bits < 16:
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise ConfigError("bitsandbytes is not installed: pip install 'llava-pat[qlora]', or pip install bitsandbytes")
+
+
+def refuse_missing(*needed: tuple[Any, str]) -> None:
+    """ConfigError that names every flag of (arguments, name) pairs without a value."""
+    missing = [f"--{name}" for part, name in needed if vars(part)[name] is None]
+    if missing:
+        raise ConfigError(f"missing {', '.join(missing)}: give them as flags, or a YAML that has them as --config")
 
 
 def _check_objective(data: DataArguments, alignment: AlignmentArguments) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,7 +51,6 @@ BEFORE: dict[str, str] = {
 DROPPED: dict[str, str] = {
     "lazy_preprocess": "records are always read and tokenised on demand",
     "is_multimodal": "records say themselves whether they have images",
-    "freeze_backbone": "stage 1 always freezes the language model and the tower",
     "mpt_attn_impl": "see --attn_implementation",
     "overwrite_output_dir": "a run resumes from its own checkpoints; remove the folder for a fresh start",
     "save_safetensors": "the projector is written as .bin and as .safetensors",
@@ -60,13 +59,8 @@ DROPPED: dict[str, str] = {
     "use_legacy_prediction_loop": "removed from transformers",
 }
 
-# Flags of LLaVA that would change the run and that stage 1 does not have: name -> (harmless values, what to do).
+# Flags that neither stage has: name -> (harmless values, what to do).
 REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
-    "lora_enable": (("false",), "LoRA belongs to stage 2"),
-    "bits": (("16",), "quantised base models belong to stage 2"),
-    "freeze_mm_mlp_adapter": (("false",), "the projector is what stage 1 trains"),
-    "group_by_modality_length": (("false",), "it belongs to stage 2"),
-    "unfreeze_mm_vision_tower": (("false",), "stage 1 keeps the tower frozen"),
     "fp16_opt_level": ((), "Apex is gone from transformers; use --fp16 True or --bf16 True"),
     "adafactor": (("false",), "use --optim adafactor"),
     "group_by_length": (("false",), "use --train_sampling_strategy group_by_length"),
@@ -120,12 +114,20 @@ class Translation:
     notes: list[str] = field(default_factory=list)
 
 
-def translate(settings: Iterable[Setting], known: Collection[str]) -> Translation:
+def translate(
+    settings: Iterable[Setting],
+    known: Collection[str],
+    stage: str,
+    dropped: Mapping[str, str],
+    refused: Mapping[str, tuple[tuple[str, ...], str]],
+) -> Translation:
     """Bring old names up to date.
 
-    `known` are the names that the parser has. A flag that the installed transformers knows by its old name only
-    stays as it is. An unknown name raises ConfigError with close matches.
+    `known` are the names that the parser has; `dropped` and `refused` are the stage's own, beside DROPPED and REFUSED.
+    A flag that the installed transformers knows by its old name only stays as it is. An unknown name raises ConfigError
+    with close matches.
     """
+    dropped, refused = {**DROPPED, **dropped}, {**REFUSED, **refused}
     result = Translation([])
     for setting in settings:
         name = setting.name
@@ -136,13 +138,13 @@ def translate(settings: Iterable[Setting], known: Collection[str]) -> Translatio
             result.settings.append(Setting(today, setting.values, setting.source))
         elif name in known:
             result.settings.append(setting)
-        elif name in DROPPED:
-            result.notes.append(f"--{name} has no effect here: {DROPPED[name]}")
-        elif name in REFUSED:
-            harmless, way_out = REFUSED[name]
+        elif name in dropped:
+            result.notes.append(f"--{name} has no effect here: {dropped[name]}")
+        elif name in refused:
+            harmless, way_out = refused[name]
             if " ".join(setting.values).lower() not in harmless:
                 raise ConfigError(
-                    f"{setting.source}: --{name} {' '.join(setting.values)} is not for stage 1: {way_out}"
+                    f"{setting.source}: --{name} {' '.join(setting.values)} is not for {stage}: {way_out}"
                 )
         else:
             raise ConfigError(f"{setting.source}: {_unknown(name, known)}")

@@ -6,9 +6,11 @@ it.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,30 +96,35 @@ class Probe:
 
     @torch.no_grad()
     def measure(
-        self, model: VisionLanguageModel, batches: Iterable[Mapping[str, Tensor]], all_reduce=None
+        self,
+        model: VisionLanguageModel,
+        batches: Iterable[Mapping[str, Tensor]],
+        all_reduce: Callable[[Tensor], None] | None = None,
+        ask: Callable[[Callable[[VisionLanguageModel], Any]], Any] | None = None,
+        idle: Iterable[Mapping[str, Tensor]] = (),
     ) -> dict[str, float]:
         """caption_loss (nats per token) and, with regions, patch_cosine, hit_at_1, hit_at_5, hit_<facet>; entropies.
 
         What nothing was seen for is left out: alignment without a labelled patch, entropies without an image.
 
         all_reduce: sums a tensor over ranks in place; every rank gives its share of the batches.
+        ask: calls a function of the model, where the plain call is not enough (ZeRO-3: inside the engine's forward).
+        idle: further batches that are looked at and not counted, which keep this rank in step with the others.
         """
+        ask = (lambda question: question(model)) if ask is None else ask
         was_training = model.training
         model.eval()
         caption = torch.zeros(2, dtype=torch.float64)
         alignment = labels = None
         if self.words is not None:
             facets = self.words.vocabulary.facets
-            alignment = PatchAlignment(self.words.vectors(model), facets)
-            labels = PatchAlignment(self.labels.vectors(model))
+            alignment = PatchAlignment(ask(self.words.vectors), facets)
+            labels = PatchAlignment(ask(self.labels.vectors))
         device = next(model.parameters()).device
         features_entropy = PooledEntropy(model.vision_width, device)
         patches_entropy = PooledEntropy(model.hidden_size, device)
         for batch in batches:
-            features = model.encode_images(batch["pixel_values"])
-            patches = model.project(features)
-            hidden = model.forward_hidden(batch["input_ids"], batch["attention_mask"], patches)
-            total, count = model.caption_loss_sum(hidden, batch["labels"])
+            features, patches, total, count = ask(functools.partial(_look, batch=batch))
             caption += torch.stack([total.double(), count.double()]).cpu()
             features_entropy.update(features.float())
             patches_entropy.update(patches.float())
@@ -127,6 +134,8 @@ class Probe:
                     targets = words.region_targets(regions).to(regions.coverage.device)
                     image, patch, right = labelled_patches(regions.coverage, regions.image, targets, LABELLED_COVERAGE)
                     measured.update(patches[image, patch], right)
+        for batch in idle:
+            ask(functools.partial(_look, batch=batch))
         model.train(was_training)
         if all_reduce is not None:
             _reduce_all(all_reduce, caption, alignment, labels, features_entropy, patches_entropy)
@@ -144,6 +153,14 @@ class Probe:
             measured[f"entropy_{name}"] = entropy.result()
             measured[f"entropy_{name}_centred"] = entropy.result(centred=True)
         return measured
+
+
+def _look(model: VisionLanguageModel, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """features [I, N, Dv], patches [I, N, D], and the caption loss as (sum, count)."""
+    features = model.encode_images(batch["pixel_values"])
+    patches = model.project(features)
+    hidden = model.forward_hidden(batch["input_ids"], batch["attention_mask"], patches)
+    return features, patches, *model.caption_loss_sum(hidden, batch["labels"])
 
 
 def _reduce_all(all_reduce, caption, alignment, labels, *entropies: PooledEntropy) -> None:

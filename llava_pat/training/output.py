@@ -1,4 +1,4 @@
-"""The output folder of a stage-1 run: refused when another run's, resumed when this one's, written at the end."""
+"""The output folder of a run: refused when another run's, resumed when this one's, written at the end."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import yaml
 from llava_pat.models.checkpoint import PROJECTOR_BIN
 from llava_pat.training.arguments import PretrainArguments
 from llava_pat.training.checkpoints import last_checkpoint
+from llava_pat.training.finetune_arguments import FinetuneArguments
 from llava_pat.training.flags import ConfigError
 from llava_pat.training.run_config import write_config
 
@@ -31,7 +32,7 @@ _FREE = {
 }  # fmt: skip
 
 
-def claim(arguments: PretrainArguments, folder: Path) -> str | None:
+def claim(arguments: PretrainArguments | FinetuneArguments, folder: Path) -> str | None:
     """Make `folder` this run's. Returns the checkpoint to go on from, or None for a fresh start.
 
     ConfigError when the folder holds a run with other settings (the differing ones are named) or files that are no run.

@@ -1,4 +1,4 @@
-"""The resolved run as a YAML that reproduces it: `python train/pretrain.py --config OUT/config.yaml`."""
+"""The resolved run as a YAML that reproduces it: `python train/<stage>.py --config OUT/config.yaml`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import transformers
 import yaml
 
 import llava_pat
-from llava_pat.training.arguments import PretrainArguments, TrainingArguments
+from llava_pat.training.arguments import PretrainArguments
+from llava_pat.training.finetune_arguments import FinetuneArguments
 
 # Properties of the machine or of one start, not of the run: a config.yaml from a laptop must not keep a GPU idle.
 _NOT_THE_RUN = {"use_cpu", "tf32", "local_rank", "dataloader_pin_memory", "resume_from_checkpoint", "deepspeed_plugin"}
@@ -33,15 +34,16 @@ _ALWAYS = {
 _DERIVED = {"do_eval", "accelerator_config", "debug", "gradient_checkpointing_kwargs", "disable_tqdm", "logging_dir"}
 
 
-def write_config(arguments: PretrainArguments, path: str | Path) -> None:
+def write_config(arguments: PretrainArguments | FinetuneArguments, path: str | Path) -> None:
     """Write every setting of ours, and those of transformers' that differ from its defaults; atomic.
 
-    Reading the file back with parse_pretrain gives equal arguments on the same machine.
+    Reading the file back with the stage's parser gives equal arguments on the same machine.
     """
+    script = "train/pretrain.py" if isinstance(arguments, PretrainArguments) else "train/finetune.py"
     lines = [
         f"# llava_pat {llava_pat.__version__}, torch {torch.__version__}, transformers {transformers.__version__}, "
         f"python {platform.python_version()}",
-        "# The resolved run; again: python train/pretrain.py --config <this file>",
+        f"# The resolved run; again: python {script} --config <this file>",
     ]
     for part in arguments:
         lines.append(f"# {type(part)._argument_group_name}")
@@ -59,7 +61,7 @@ def _settings(part: Any) -> dict[str, Any]:
         value = _plain(vars(part)[item.name])
         if value in (None, {}, []):
             continue
-        if isinstance(part, TrainingArguments) and not _belongs(item.name, value):
+        if isinstance(part, transformers.TrainingArguments) and not _belongs(part, item.name, value):
             continue
         if item.name == "gradient_accumulation_steps" and part.global_batch_size is not None:
             continue  # follows from the global batch, on any number of processes
@@ -67,18 +69,18 @@ def _settings(part: Any) -> dict[str, Any]:
     return found
 
 
-def _belongs(name: str, value: Any) -> bool:
+def _belongs(training: transformers.TrainingArguments, name: str, value: Any) -> bool:
     if name in _NOT_THE_RUN | _DERIVED:
         return False
-    if (
-        name.startswith("gradient_checkpointing")
-        and "activation_checkpointing" in TrainingArguments.__dataclass_fields__
-    ):
+    if name.startswith("gradient_checkpointing") and "activation_checkpointing" in vars(training):
         return False  # transformers mirrors the old name of activation_checkpointing
-    if name in _ALWAYS or name in TrainingArguments.__annotations__:
+    inherited = {item.name: item for item in fields(transformers.TrainingArguments)}
+    ours = {declared for kind in type(training).__mro__ if kind.__module__.startswith("llava_pat.")
+            for declared in kind.__annotations__}  # fmt: skip
+    if name in _ALWAYS or name in ours:
         return True
-    inherited = {item.name: item for item in fields(transformers.TrainingArguments)}[name]
-    default = inherited.default if inherited.default is not MISSING else inherited.default_factory()
+    default = inherited[name].default
+    default = inherited[name].default_factory() if default is MISSING else default
     return value != _plain(default)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from transformers import set_seed
@@ -16,42 +15,52 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from llava_pat.alignment import build_objective
 from llava_pat.analysis.vocabulary import load_vocabulary
-from llava_pat.data.collate import Collator
-from llava_pat.data.dataset import LlavaDataset
-from llava_pat.data.geometry import geometry_for
-from llava_pat.data.records import load_records
-from llava_pat.data.regions import load_regions
-from llava_pat.data.templates import get_template
-from llava_pat.data.tokenize import load_tokenizer
-from llava_pat.models.checkpoint import load_projector, save_config, stage1_config
-from llava_pat.models.loading import load_image_processor
-from llava_pat.models.vlm import VisionLanguageModel
+from llava_pat.models.checkpoint import stage1_config
+from llava_pat.models.llava_config import READABLE_BY_LLAVA, finetune_config, language_config
+from llava_pat.models.llava_names import check_output_name, evaluation_command
 from llava_pat.training import output
-from llava_pat.training.arguments import DataArguments, ModelArguments, PretrainArguments, parse_pretrain
+from llava_pat.training.arguments import PretrainArguments, parse_pretrain
+from llava_pat.training.finetune_arguments import FinetuneArguments, parse_finetune
 from llava_pat.training.flags import ConfigError
 from llava_pat.training.measure import Probe
+from llava_pat.training.order import train_sampler
+from llava_pat.training.parts import Parts, blamed_on, build_parts, compute_dtype, refuse_missing_folder
 from llava_pat.training.progress import StepLines, table
+from llava_pat.training.rehearsal import rehearse
 from llava_pat.training.run_config import write_config
-from llava_pat.training.task import AlignedPretraining
-from llava_pat.training.trainer import PretrainTrainer
-from llava_pat.types import DataError
+from llava_pat.training.task import AlignedTraining
+from llava_pat.training.trainer import AlignedTrainer
+from llava_pat.training.weights import FullWeights, LoraWeights, ProjectorWeights, Weights
 
 logger = logging.getLogger(__name__)
 
-
-class Parts(NamedTuple):
-    """What a stage-1 run is made of."""
-
-    model: VisionLanguageModel
-    tokenizer: Any
-    train: LlavaDataset
-    held_out: LlavaDataset | None
-    collator: Collator
+Arguments = PretrainArguments | FinetuneArguments
 
 
 def pretrain(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Stage 1 from a command line: trains the projector, returns what metrics.json holds."""
-    arguments = parse_pretrain(argv)
+    return _run(parse_pretrain(argv))
+
+
+def finetune(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Stage 2 from a command line: trains projector and language model, returns what metrics.json holds."""
+    arguments = parse_finetune(argv)
+    _refuse_unreadable_name(arguments)
+    return _run(arguments)
+
+
+def _refuse_unreadable_name(arguments: FinetuneArguments) -> None:
+    """LLaVA reads meaning into a folder's name: better now than after the run."""
+    source, folder = arguments.model.model_name_or_path, arguments.training.output_dir
+    refuse_missing_folder("model_name_or_path", source)
+    with blamed_on("model_name_or_path"):
+        family = language_config(source).model_type
+    problems = check_output_name(Path(folder).absolute(), lora=arguments.adapter.lora_enable, family=family)
+    if problems:
+        raise ConfigError(f"--output_dir {folder}: {'; '.join(problems)}")
+
+
+def _run(arguments: Arguments) -> dict[str, Any]:
     training = arguments.training
     folder = Path(training.output_dir)
     main = training.process_index == 0
@@ -64,28 +73,25 @@ def pretrain(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     set_seed(training.seed)
     parts = build_parts(arguments)
-    with blamed_on("alignment"):
-        objective = build_objective(
-            arguments.alignment.alignment,
-            hidden_size=parts.model.hidden_size,
-            vision_width=parts.model.vision_width,
-            **arguments.alignment.objective_keywords(),
-        )
-        objective.check_requirements({"captions"} | ({"regions"} if parts.train.regions is not None else set()))
+    task = build_task(arguments, parts)
     for name, dataset in (("training", parts.train), ("held-out", parts.held_out)):
         if dataset is not None and main:
             report = dataset.check(parts.model.num_patches, progress=sys.stderr.isatty())
             print(f"{name} data: {report}", flush=True)
+    weights = build_weights(arguments, task)
     if main:
         write_config(arguments, folder / output.CONFIG)
+        if isinstance(arguments, FinetuneArguments):
+            rehearse(weights, parts.tokenizer, folder)
 
-    task = AlignedPretraining(parts.model, objective, arguments.alignment.alignment_weight)
-    trainer = build_trainer(arguments, parts, task)
-    before = output.recall_initial(folder) if checkpoint else None
-    if before is None:
-        before = trainer.measure()
-        if main:
-            output.remember_initial(folder, before)
+    trainer = build_trainer(
+        arguments,
+        parts,
+        task,
+        weights,
+        initial=output.recall_initial(folder) if checkpoint else None,
+        on_initial=lambda measured: output.remember_initial(folder, measured) if main else None,
+    )
     if checkpoint:
         _say(main, f"going on from {checkpoint}")
     started = time.perf_counter()
@@ -95,15 +101,29 @@ def pretrain(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     trainer.save_model()
     trainer.save_state()
-    metrics = summary(arguments, trainer.state.global_step, checkpoint, seconds, before, after)
+    metrics = summary(arguments, trainer.state.global_step, checkpoint, seconds, trainer.initial, after)
     if main:
         output.write_metrics(folder, metrics)
         _say(main, f"\n{table(metrics)}\nwritten to {folder}")
+        if isinstance(arguments, FinetuneArguments):
+            print(_what_next(arguments, weights), flush=True)
     return metrics
 
 
+def _what_next(arguments: FinetuneArguments, weights: Weights) -> str:
+    """The command that evaluates what the run left."""
+    folder, source = arguments.training.output_dir, arguments.model.model_name_or_path
+    if weights.config["model_type"] not in READABLE_BY_LLAVA:
+        return (
+            f"LLaVA's own code does not load a {weights.config['model_type']}; for transformers and lmms-eval:\n"
+            f"bash scripts/convert.sh {folder} {folder}-hf --to hf"
+        )
+    base = source if arguments.adapter.lora_enable else None
+    return "evaluate it with:\n" + evaluation_command(folder, base=base, template=arguments.model.version)
+
+
 def summary(
-    arguments: PretrainArguments,
+    arguments: Arguments,
     steps: int,
     checkpoint: str | None,
     seconds: float,
@@ -127,114 +147,84 @@ def summary(
     }
 
 
-def build_parts(arguments: PretrainArguments) -> Parts:
-    """Model, tokenizer and data sets from the arguments; anything that does not fit is refused here."""
+def build_task(arguments: Arguments, parts: Parts) -> AlignedTraining:
+    """The training module: model and alignment objective."""
+    with blamed_on("alignment"):
+        objective = build_objective(
+            arguments.alignment.alignment,
+            hidden_size=parts.model.hidden_size,
+            vision_width=parts.model.vision_width,
+            **arguments.alignment.objective_keywords(),
+        )
+        objective.check_requirements({"captions"} | ({"regions"} if parts.train.regions is not None else set()))
+    return AlignedTraining(parts.model, objective, arguments.alignment.alignment_weight)
+
+
+def build_weights(arguments: Arguments, task: AlignedTraining) -> Weights:
+    """How this run's checkpoints are written and read."""
     model_arguments, data, training = arguments.model, arguments.data, arguments.training
-    dtype = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else torch.float32
-    for flag in ("vision_tower", "model_name_or_path"):
-        _refuse_missing_folder(flag, vars(model_arguments)[flag])
-    with blamed_on("vision_tower", "model_name_or_path"):
-        model = VisionLanguageModel.from_pretrained(
-            model_arguments.vision_tower,
-            model_arguments.model_name_or_path,
-            model_arguments.mm_projector_type,
-            model_arguments.mm_vision_select_layer,
-            model_arguments.mm_vision_select_feature,
-            dtype=dtype,
-            attn_implementation=model_arguments.attn_implementation,
-        )
-    if model_arguments.pretrain_mm_mlp_adapter:
-        with blamed_on("pretrain_mm_mlp_adapter"):
-            load_projector(model_arguments.pretrain_mm_mlp_adapter, model.projector)
-    model.freeze_for_stage1()
-    with blamed_on("model_name_or_path"):
-        tokenizer = load_tokenizer(model_arguments.model_name_or_path, training.model_max_length)
-    if len(tokenizer) > model.vocab_size:
-        raise ConfigError(
-            f"{model_arguments.model_name_or_path}: the tokenizer has {len(tokenizer)} ids, the model "
-            f"{model.vocab_size} embeddings; take the tokenizer that belongs to the model"
-        )
-    with blamed_on("vision_tower"):
-        image_processor = load_image_processor(model_arguments.vision_tower, model.image_size)
-        geometry = geometry_for(data.image_aspect_ratio, image_processor)
-
-    with blamed_on("version"):
-        template = get_template(model_arguments.version)
-
-    def dataset(path: str, images: str, regions: str | None) -> LlavaDataset:
-        return LlavaDataset(
-            load_records(path),
-            images,
-            template,
-            tokenizer,
-            geometry,
-            model.patch_size,
-            load_regions(regions) if regions else None,
-            training.model_max_length,
-        )
-
-    held_out = None
-    if data.eval_data_path:
-        images = data.eval_image_folder or data.image_folder
-        held_out = dataset(data.eval_data_path, images, data.eval_regions_path)
-    collator = Collator(model.num_patches, tokenizer.pad_token_id, training.model_max_length)
-    return Parts(model, tokenizer, dataset(data.data_path, data.image_folder, data.regions_path), held_out, collator)
+    described = dict(
+        vision_tower=model_arguments.vision_tower,
+        vision_width=task.model.vision_width,
+        projector_type=model_arguments.mm_projector_type,
+        select_layer=model_arguments.mm_vision_select_layer,
+        select_feature=model_arguments.mm_vision_select_feature,
+        image_aspect_ratio=data.image_aspect_ratio,
+        model_max_length=training.model_max_length,
+        model_name_or_path=model_arguments.model_name_or_path,
+    )
+    if isinstance(arguments, PretrainArguments):
+        return ProjectorWeights(task, stage1_config(task.model.llm.config, **described))
+    chosen = training.save_dtype
+    dtype = compute_dtype(training) if chosen == "auto" else getattr(torch, chosen)
+    config = finetune_config(
+        task.model.llm.config,
+        **described,
+        mm_projector_lr=training.mm_projector_lr,
+        freeze_mm_mlp_adapter=model_arguments.freeze_mm_mlp_adapter,
+        unfreeze_mm_vision_tower=model_arguments.unfreeze_mm_vision_tower,
+        dtype=str(dtype).removeprefix("torch."),
+    )
+    if arguments.adapter.lora_enable:
+        return LoraWeights(task, config, dtype)
+    return FullWeights(task, config, dtype, model_arguments.model_name_or_path)
 
 
-@contextlib.contextmanager
-def blamed_on(*flags: str) -> Iterator[None]:
-    """What transformers or a room of ours says about the user's files becomes an error of these flags."""
-    try:
-        yield
-    except DataError:
-        raise
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"{' and '.join(f'--{flag}' for flag in flags)}: {error}") from error
-
-
-def _refuse_missing_folder(flag: str, name: str) -> None:
-    """transformers takes a folder that is not there for a hub id, and says only that it is no good one."""
-    if (name.startswith(("/", ".", "~")) or name.count("/") > 1) and not Path(name).is_dir():
-        raise ConfigError(f"--{flag} {name}: no such folder (from {Path.cwd()}), and not a hub id")
-
-
-def build_trainer(arguments: PretrainArguments, parts: Parts, task: AlignedPretraining) -> PretrainTrainer:
-    """The trainer with the probe, the log lines, and what it writes into every checkpoint."""
+def build_trainer(
+    arguments: Arguments,
+    parts: Parts,
+    task: AlignedTraining,
+    weights: Weights,
+    initial: Mapping[str, float] | None = None,
+    on_initial: Callable[[Mapping[str, float]], None] | None = None,
+) -> AlignedTrainer:
+    """The trainer with the probe and the log lines."""
     held_out = parts.held_out
     vocabulary = load_vocabulary(arguments.data.vocabulary_path) if arguments.data.vocabulary_path else None
-    config = llava_config(arguments.model, arguments.data, parts.model, arguments.training.model_max_length)
     with blamed_on("vocabulary_path"):
         probe = Probe.build(held_out.regions if held_out else None, vocabulary, parts.tokenizer)
-    trainer = PretrainTrainer(
+    rates, sampler = {}, None
+    if isinstance(arguments, FinetuneArguments):
+        asked = {"projector": arguments.training.mm_projector_lr, "tower": arguments.training.mm_vision_tower_lr}
+        rates = {part: rate for part, rate in asked.items() if rate is not None}
+        sampler = train_sampler(arguments.training, parts)
+    trainer = AlignedTrainer(
         model=task,
         args=arguments.training,
         data_collator=parts.collator,
         train_dataset=parts.train,
         eval_dataset=held_out,
         probe=probe,
-        write_config=lambda folder: save_config(config, folder),
+        weights=weights,
+        learning_rates=rates,
+        sampler=sampler,
+        initial=initial,
+        on_initial=on_initial,
         callbacks=[StepLines()],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer
-
-
-def llava_config(
-    model_arguments: ModelArguments, data: DataArguments, model: VisionLanguageModel, model_max_length: int
-) -> dict[str, Any]:
-    """The config.json that LLaVA's stage 1 leaves."""
-    return stage1_config(
-        model.llm.config,
-        vision_tower=model_arguments.vision_tower,
-        vision_width=model.vision_width,
-        projector_type=model_arguments.mm_projector_type,
-        select_layer=model_arguments.mm_vision_select_layer,
-        select_feature=model_arguments.mm_vision_select_feature,
-        image_aspect_ratio=data.image_aspect_ratio,
-        model_max_length=model_max_length,
-        model_name_or_path=model_arguments.model_name_or_path,
-    )
 
 
 def _say(main: bool, words: str) -> None:

@@ -7,8 +7,9 @@ Shape letters as in llava_pat/types.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ class Divisors:
     micro_batches: int = 1
 
 
-class AlignedPretraining(nn.Module):
+class AlignedTraining(nn.Module):
     """Vision-language model + alignment objective: a batch in, the loss and what to log out.
 
     `alignment_weight` is the weight at full strength; the objective's schedule ramps it.
@@ -50,17 +51,22 @@ class AlignedPretraining(nn.Module):
 
     def forward(
         self,
-        batch: Mapping[str, Tensor],
+        batch: Mapping[str, Tensor] | None = None,
         step: int = 0,
         total_steps: int = 1,
         divisors: Divisors | None = None,
-    ) -> dict[str, Tensor]:
+        ask: Callable[[VisionLanguageModel], Any] | None = None,
+    ) -> Any:
         """One micro-batch as the collator gives it (llava_pat/data/collate.py).
 
         Returns `loss` (fp32 scalar with the graph) and detached fp32 sums: caption_sum, caption_count, alignment_sum,
         alignment_count, and each of the objective's metrics as alignment/<name>. Without `divisors` the micro-batch
         stands alone: plain means. FloatingPointError when the projected patches are not finite.
+
+        With `ask`, returns ask(model) instead: ZeRO-3 has the weights together only inside the forward of the whole.
         """
+        if ask is not None:
+            return ask(self.model)
         features = self.model.encode_images(batch["pixel_values"])
         patch_embeds = self.model.project(features)
         # Here and not at the loss: an objective may stumble over such patches with words about something else.

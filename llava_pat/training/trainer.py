@@ -3,7 +3,8 @@
 What transformers does is left to it (loop, optimizer, schedule, DDP, DeepSpeed, resume). Overridden here:
 
 - the divisors of the two sums, over the accumulation window and all ranks (see task.Divisors);
-- checkpoints hold what trains and nothing frozen: transformers would write the whole language model each time;
+- checkpoints hold what the stage says (see weights.py): in stage 1 transformers would write the whole language model;
+- learning rates of their own for projector and tower, and batches grouped as LLaVA groups them;
 - evaluation is the probe's, on every held-out sample exactly once whatever the number of ranks;
 - a loss or gradient that is not finite stops the run before it can reach a checkpoint, and names the samples.
 """
@@ -15,38 +16,57 @@ import functools
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from transformers import Trainer
 
 from llava_pat.data.collate import patch_regions
-from llava_pat.models.checkpoint import load_objective, load_projector, save_objective, save_projector
-from llava_pat.training.checkpoints import TRAINER_STATE, gathered, last_checkpoint
+from llava_pat.models.vlm import VisionLanguageModel
+from llava_pat.training.checkpoints import TRAINER_STATE, last_checkpoint
 from llava_pat.training.flags import ConfigError
 from llava_pat.training.measure import Probe
-from llava_pat.training.task import AlignedPretraining, Divisors
+from llava_pat.training.task import AlignedTraining, Divisors
+from llava_pat.training.weights import Weights
 from llava_pat.types import IGNORE_INDEX
 
 
-class PretrainTrainer(Trainer):
-    """Trains an AlignedPretraining module.
+class AlignedTrainer(Trainer):
+    """Trains an AlignedTraining module.
 
     probe: measures the held-out data set (`eval_dataset`) in `evaluate`.
-    write_config: writes the stage-1 config.json into a folder; called for every checkpoint.
+    weights: writes the model into a checkpoint's folder and reads it back.
+    learning_rates: by the first part of a parameter's name in VisionLanguageModel ("projector", "tower") where it is not
+    --learning_rate.
+    sampler: the order of the training samples; None shuffles.
+    initial: the measures before training, of an earlier start; None takes them as soon as the model is ready.
     """
 
-    model: AlignedPretraining
+    model: AlignedTraining
 
-    def __init__(self, *args: Any, probe: Probe, write_config: Callable[[Path], None], **keywords: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        probe: Probe,
+        weights: Weights,
+        learning_rates: Mapping[str, float] | None = None,
+        sampler: Sampler[int] | None = None,
+        initial: Mapping[str, float] | None = None,
+        on_initial: Callable[[Mapping[str, float]], None] | None = None,
+        **keywords: Any,
+    ) -> None:
         super().__init__(*args, **keywords)
         self.probe = probe
-        self.write_config = write_config
+        self.weights = weights
+        self.learning_rates = dict(learning_rates or {})
+        self.sampler = sampler
+        self.initial = initial
+        self.on_initial = on_initial
         # `compute_loss` divides by the whole window itself: transformers must not divide again. (The two attributes
         # say so to different transformers versions.)
         self.model_accepts_loss_kwargs = True
@@ -160,18 +180,38 @@ class PretrainTrainer(Trainer):
         """The probe's measures, each held-out sample once; the same on every rank. {} without held-out data."""
         if self.eval_dataset is None:
             return {}
-        mine = Subset(self.eval_dataset, range(self.args.process_index, len(self.eval_dataset), self.args.world_size))
+        total, ranks, size = len(self.eval_dataset), self.args.world_size, self.args.per_device_eval_batch_size
+        mine = range(self.args.process_index, total, ranks)
+        most = math.ceil(math.ceil(total / ranks) / size)  # batches of the rank that has most
+        model = self.model.model
+        ask = None
+        if self._is_sharded():
+            ask = self._ask_engine
+        elif not self.is_in_train:
+            model.to(self.args.device)
+        # ZeRO-3 gathers weights with all ranks: one that has run out of samples goes on with any.
+        missing = most - math.ceil(len(mine) / size) if ask is not None else 0
+        with self.compute_loss_context_manager():
+            return self.probe.measure(
+                model, self._batches(mine), self._all_reduce, ask, self._batches([0] * missing, size=1)
+            )
+
+    def _batches(self, samples: Sequence[int], size: int | None = None) -> Iterator[dict[str, Tensor]]:
         # No shuffling, and a generator of its own, since every iterator draws a seed: measuring must not move the
         # random state of training.
         loader = DataLoader(
-            mine, self.args.per_device_eval_batch_size, collate_fn=self.data_collator, generator=torch.Generator()
+            Subset(self.eval_dataset, samples),
+            self.args.per_device_eval_batch_size if size is None else size,
+            collate_fn=self.data_collator,
+            generator=torch.Generator(),
         )
-        model = self.model.model
-        if not self.is_in_train:
-            model.to(self.args.device)
-        batches = (self._prepare_inputs(batch) for batch in loader)
-        with self.compute_loss_context_manager():
-            return self.probe.measure(model, batches, self._all_reduce)
+        return (self._prepare_inputs(batch) for batch in loader)
+
+    def _is_sharded(self) -> bool:
+        return any(hasattr(parameter, "ds_id") for parameter in self.model.parameters())
+
+    def _ask_engine(self, question: Callable[[VisionLanguageModel], Any]) -> Any:
+        return self.model_wrapped(ask=question)
 
     def _all_reduce(self, tensor: Tensor) -> None:
         """Sum over ranks, in place."""
@@ -180,27 +220,72 @@ class PretrainTrainer(Trainer):
             dist.all_reduce(there)
             tensor.copy_(there)
 
-    # ---- checkpoints: what trains, and nothing frozen
+    # ---- order and learning rates
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
+        return self.sampler if self.sampler is not None else super()._get_train_sampler(train_dataset)
+
+    def get_train_dataloader(self) -> DataLoader:
+        loader = super().get_train_dataloader()
+        if self.sampler is not None and hasattr(loader, "set_sampler"):
+            loader.set_sampler(self.sampler)  # see ModalityLengthSampler: else a resumed run may miss its epoch
+        return loader
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """transformers' optimizer; parameters of `learning_rates` then move to groups with a rate of their own."""
+        fresh = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if fresh and self.learning_rates:
+            self._split_groups(optimizer)
+        return optimizer
+
+    def _split_groups(self, optimizer: torch.optim.Optimizer) -> None:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise ConfigError(
+                f"--mm_projector_lr and --mm_vision_tower_lr need an optimizer of torch's kind, not "
+                f"{type(optimizer).__name__}: take the 'optimizer' out of the DeepSpeed plan"
+            )
+        rates = {
+            id(parameter): rate
+            for part, rate in self.learning_rates.items()
+            for parameter in getattr(self.model.model, part).parameters()
+        }
+        groups = []
+        for group in optimizer.param_groups:
+            shared = {key: value for key, value in group.items() if key != "params"}
+            for rate in dict.fromkeys([None, *self.learning_rates.values()]):
+                members = [parameter for parameter in group["params"] if rates.get(id(parameter)) == rate]
+                if members:
+                    groups.append({**shared, "params": members, **({} if rate is None else {"lr": rate})})
+        optimizer.param_groups[:] = groups
+
+    # ---- checkpoints
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Stage-1 files into `output_dir`: projector, objective, config.json. Called on every rank."""
+        """The stage's files into `output_dir`; for a checkpoint with every bit of the weights. Called on every rank."""
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)
-        with gathered(self.model):
-            if self.args.should_save:
-                folder.mkdir(parents=True, exist_ok=True)
-                save_projector(self.model.model.projector, folder)
-                save_objective(self.model.objective, folder)
-                self.write_config(folder)
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+        self.weights.save(folder, write=self.args.should_save, final=not _internal_call)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        load_projector(resume_from_checkpoint, self.model.model.projector)
-        load_objective(resume_from_checkpoint, self.model.objective)
+        self.weights.load(Path(resume_from_checkpoint))
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: str | None):
         if resume_from_checkpoint is not None:
             self._refuse_another_length(max_steps, Path(resume_from_checkpoint))
-        if not self.is_deepspeed_enabled:
-            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if self.is_deepspeed_enabled:
+            prepared = self._prepare_deepspeed(max_steps, train_dataloader, resume_from_checkpoint)
+        else:
+            prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if self.initial is None:
+            self.initial = self.measure()
+            self._log_clock = time.perf_counter()
+            if self.on_initial is not None:
+                self.on_initial(self.initial)
+        return prepared
+
+    def _prepare_deepspeed(self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: str | None):
         import deepspeed
 
         # DeepSpeed's own default without the key was "no clipping" once and is 1.0 now; here the flag decides, as it

@@ -153,21 +153,17 @@ def make_trainer(world: World, tmp_path: Path) -> Callable[..., SimpleNamespace]
     def make(**flags: object) -> SimpleNamespace:
         from transformers import set_seed
 
-        from llava_pat.alignment import build_objective
         from llava_pat.training.arguments import parse_pretrain
-        from llava_pat.training.stages import build_parts, build_trainer
-        from llava_pat.training.task import AlignedPretraining
+        from llava_pat.training.parts import build_parts
+        from llava_pat.training.stages import build_task, build_trainer, build_weights
 
         out = tmp_path / f"llava-{len(list(tmp_path.iterdir()))}"
         out.mkdir()
         arguments = parse_pretrain(world.argv(out, **flags))
         set_seed(arguments.training.seed)
         parts = build_parts(arguments)
-        widths = {"hidden_size": WIDTH, "vision_width": VISION_WIDTH}
-        chosen = arguments.alignment
-        objective = build_objective(chosen.alignment, **widths, **chosen.objective_keywords())
-        task = AlignedPretraining(parts.model, objective, chosen.alignment_weight)
-        trainer = build_trainer(arguments, parts, task)
+        task = build_task(arguments, parts)
+        trainer = build_trainer(arguments, parts, task, build_weights(arguments, task), initial={})
         return SimpleNamespace(trainer=trainer, task=task, parts=parts, arguments=arguments, out=out)
 
     return make

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from llava_pat.training import consistency
-from llava_pat.training.arguments import PretrainArguments, build_parser, parse_pretrain
+from llava_pat.training.arguments import PRETRAIN, PretrainArguments, parse_pretrain
+from llava_pat.training.command_line import build_parser
 from llava_pat.training.flags import ConfigError, Setting, read_argv, translate
 from llava_pat.training.run_config import write_config
 
@@ -250,7 +251,7 @@ def test_help_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for kind in PretrainArguments.__annotations__:
         assert kind in text.lower()
-    for action in build_parser()._actions:
+    for action in build_parser(PRETRAIN)._actions:
         assert action.help, f"{action.option_strings} has no help"
     assert "--alignment_weight" in text and "--per_device_train_batch_size" in text
 
@@ -266,7 +267,7 @@ def test_spellings_of_a_flag() -> None:
 @pytest.mark.parametrize("asked", ["gradient_checkpointing", "activation_checkpointing"])
 @pytest.mark.parametrize("installed", ["gradient_checkpointing", "activation_checkpointing"])
 def test_either_name_under_either_transformers(asked: str, installed: str) -> None:
-    found = translate([Setting(asked, ("False",), "command line")], {installed})
+    found = translate([Setting(asked, ("False",), "command line")], {installed}, "stage 1", {}, {})
     assert [(s.name, s.values) for s in found.settings] == [(installed, ("False",))]
     assert len(found.notes) == (asked != installed)
 
@@ -291,13 +292,13 @@ def test_the_written_config_reproduces_the_run(tmp_path: Path) -> None:
 
 
 def test_a_deepspeed_plan_that_is_absent_or_no_json_is_refused(tmp_path: Path) -> None:
-    consistency._check_plan(str(ROOT / "scripts" / "zero2.json"))
-    consistency._check_plan('{"zero_optimization": {"stage": 2}}')
+    consistency.read_plan(str(ROOT / "scripts" / "zero2.json"))
+    consistency.read_plan('{"zero_optimization": {"stage": 2}}')
     with pytest.raises(ConfigError, match="no such file"):
-        consistency._check_plan("nowhere.json")
+        consistency.read_plan("nowhere.json")
     (tmp_path / "plan.json").write_text("{")
     with pytest.raises(ConfigError, match="not valid JSON"):
-        consistency._check_plan(str(tmp_path / "plan.json"))
+        consistency.read_plan(str(tmp_path / "plan.json"))
 
 
 @pytest.mark.parametrize("flags", [["--resume_from_checkpoint", "somewhere"], ["--load_best_model_at_end", "True"]])

@@ -8,7 +8,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from llava_pat.alignment import build_objective
 from llava_pat.alignment.base import AlignmentObjective
-from llava_pat.training.task import AlignedPretraining, Divisors
+from llava_pat.training.task import AlignedTraining, Divisors
 from llava_pat.types import IMAGE_TOKEN_INDEX, AlignmentLoss
 
 HF_IMAGE_ID = 519  # transformers spends a vocabulary id on the image; no caption of the tiny world uses it
@@ -31,12 +31,12 @@ def window(*batches: dict) -> Divisors:
 
 def reference_of(model) -> LlavaForConditionalGeneration:
     config = LlavaConfig(
-        vision_config=model.tower.config, text_config=model.llm.config, image_token_index=HF_IMAGE_ID,
+        vision_config=model.tower.model.config, text_config=model.llm.config, image_token_index=HF_IMAGE_ID,
         vision_feature_layer=-1, vision_feature_select_strategy="default",
     )  # fmt: skip
-    config.vision_config.num_hidden_layers = len(model.tower.encoder.layers)  # the layers above -2 were dropped
+    config.vision_config.num_hidden_layers = len(model.tower.layers)  # the layers above -2 were dropped
     reference = LlavaForConditionalGeneration(config).eval()
-    reference.model.vision_tower.load_state_dict(model.tower.state_dict())
+    reference.model.vision_tower.load_state_dict(model.tower.model.state_dict())
     reference.model.language_model.load_state_dict(model.llm.model.state_dict())
     reference.lm_head.load_state_dict(model.llm.lm_head.state_dict())
     projector = {f"{HF_NAMES[k[0]]}{k[1:]}": v for k, v in model.projector.state_dict().items()}
@@ -49,7 +49,7 @@ def test_none_is_transformers_llava_in_loss_and_gradient(parts) -> None:
     tokens = [int((batch["labels"][:, 1:] != -100).sum()) for batch in (first, second)]
     assert tokens[0] != tokens[1]
     divisors = window(first, second)
-    task = AlignedPretraining(parts.model, build_objective("none"), 5.0)
+    task = AlignedTraining(parts.model, build_objective("none"), 5.0)
     loss = sum(task(batch, 0, 1, divisors)["loss"] for batch in (first, second))
     loss.backward()
 
@@ -74,7 +74,7 @@ def test_none_is_transformers_llava_in_loss_and_gradient(parts) -> None:
 def test_pat_adds_weight_times_sum_over_count(parts) -> None:
     (batch,) = batches_of(parts, [0, 2, 3])
     objective = build_objective("pat", schedule="linear")
-    task = AlignedPretraining(parts.model, objective, 4.0)
+    task = AlignedTraining(parts.model, objective, 4.0)
     result = task(batch, step=3, total_steps=12)
 
     # By hand: every region's coverage-weighted mean patch against the mean embedding of its label's tokens.
@@ -96,7 +96,7 @@ def test_pat_adds_weight_times_sum_over_count(parts) -> None:
 
 def test_a_count_known_to_nobody_is_the_mean_over_micro_batches(parts) -> None:
     first, second = batches_of(parts, [0], [3])
-    task = AlignedPretraining(parts.model, build_objective("pat", schedule="constant"), 1.0)
+    task = AlignedTraining(parts.model, build_objective("pat", schedule="constant"), 1.0)
     unknown = Divisors(window(first, second).caption, None, 2)
     for batch in (first, second):
         out = task(batch, 0, 1, unknown)
@@ -119,7 +119,7 @@ class WithParameter(AlignmentObjective):
 def test_weight_zero_keeps_the_objectives_parameters_on_the_graph(parts) -> None:
     (batch,) = batches_of(parts, [0])
     objective = WithParameter()
-    task = AlignedPretraining(parts.model, objective, 5.0)
+    task = AlignedTraining(parts.model, objective, 5.0)
     task(batch, step=0, total_steps=10)["loss"].backward()
     assert objective.scale.grad is not None and objective.scale.grad.item() == 0.0
     objective.scale.grad = None
@@ -136,7 +136,7 @@ def test_a_batch_without_images_regions_or_answers_is_finite(parts, world) -> No
         "region_label_ids": torch.zeros(0, 1, dtype=torch.int64),
         "region_label_mask": torch.zeros(0, 1, dtype=torch.bool),
     }  # fmt: skip
-    task = AlignedPretraining(parts.model, build_objective("pat", schedule="constant"), 1.0)
+    task = AlignedTraining(parts.model, build_objective("pat", schedule="constant"), 1.0)
     out = task(batch)
     out["loss"].backward()
     assert out["loss"].item() == 0.0
@@ -152,7 +152,7 @@ def test_image_sequence_gives_each_image_its_own_caption(parts) -> None:
             return AlignmentLoss(self.anchor(inputs), torch.zeros(()))
 
     (batch,) = batches_of(parts, [3, 0])
-    AlignedPretraining(parts.model, Spy(), 1.0)(batch)
+    AlignedTraining(parts.model, Spy(), 1.0)(batch)
     for row in range(2):
         labels = batch["labels"][row]
         assert seen["ids"][row][seen["mask"][row]].tolist() == labels[labels != -100].tolist()

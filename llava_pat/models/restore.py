@@ -1,0 +1,50 @@
+"""Reads a LLaVA-layout folder back into a model that exists: how a stage-2 run goes on from its checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from llava_pat.models.llava_layout import PROJECTOR_PREFIX, TOWER_PREFIX, with_vision_model
+from llava_pat.models.shards import tensor_files
+from llava_pat.models.vlm import VisionLanguageModel
+
+
+@torch.no_grad()
+def load_llava(model: VisionLanguageModel, folder: str | Path) -> None:
+    """In place: language model, projector, and the tower where it trains; each tensor cast to its parameter's dtype.
+
+    Raises ValueError for missing, surplus or misshapen tensors before anything is changed; as `tensor_files` for files.
+    """
+    wanted = _named(model.llm, "")
+    wanted |= _named(model.projector, PROJECTOR_PREFIX)
+    if model.tower_is_trained:
+        tower = _named(model.tower.model, "")
+        wanted |= {TOWER_PREFIX + with_vision_model(name): tensor for name, tensor in tower.items()}
+    stored = tensor_files(folder)
+    missing, surplus = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
+    if missing or surplus:
+        raise ValueError(
+            f"{folder}: does not fit this run: {len(missing)} tensors missing {missing[:3]}, {len(surplus)} too many "
+            f"{surplus[:3]}. Is it a checkpoint of the same base models, with the same parts trained?"
+        )
+    for name, tensor in wanted.items():
+        if stored[name].shape != tuple(tensor.shape):
+            raise ValueError(
+                f"{folder}: {name} is {list(stored[name].shape)} in the file and {list(tensor.shape)} in the model"
+            )
+    for name, tensor in wanted.items():
+        tensor.copy_(stored[name].read())
+
+
+def _named(module: nn.Module, prefix: str) -> dict[str, Tensor]:
+    """state_dict, a tied weight once."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            found[prefix + name] = tensor
+    return found

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Stage 2 by LoRA: adapters of the language model, and the projector; sets everything up first.
+#
+#     bash scripts/finetune_lora.sh                                 # the playground, after scripts/pretrain_pat.sh
+#     bash scripts/finetune_lora.sh llava-v1.5-7b                   # the real recipe on all GPUs of this machine
+#     bash scripts/convert.sh merge FOLDER OUT                      # a full checkpoint from the adapters
+#
+# The first word, when it is no flag, names scripts/configs/NAME_finetune_lora.yaml (or a YAML file). Flags behind it override the
+# YAML: python train/finetune.py --help. Relative paths are relative to the repository, as in LLaVA. OUTPUT_DIR or
+# --output_dir says where the run goes.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+source "$LLAVA_PAT_ROOT/scripts/launch.sh"
+
+launch_config train/finetune.py playground _finetune_lora "$@"
