@@ -98,11 +98,11 @@ def check_dataset(
     on_bad "skip": a record of which truncation leaves nothing to learn, or cuts an image, is no error but an entry of
     the report's `unusable`. It is for the caller to take those out, on every rank: `dataset.without`.
     """
-    grid = dataset.geometry.size / dataset.patch_size
+    grid = dataset.geometry.size // dataset.patch_size
     if grid**2 != num_patches:
         raise DataError(
             f"the vision tower gives {num_patches} patches but images of {dataset.geometry.size} pixels in patches of "
-            f"{dataset.patch_size} make {grid**2:g}; take the image processor that belongs to the tower"
+            f"{dataset.patch_size} make {grid**2}; take the image processor that belongs to the tower"
         )
     if not len(dataset):
         raise DataError("the data set holds no records")

@@ -1,12 +1,14 @@
 """Where a pixel of the image ends up in the tower's square: ONE affine for pixels, masks and boxes.
 
-    CenterCrop   resize the shorter edge to S, cut out the middle     (LLaVA's stage 1, `image_aspect_ratio square`)
-    Pad          centre on a square of the mean colour, resize to S   (LLaVA's stage 2, `image_aspect_ratio pad`)
+    CenterCrop   resize the shorter edge, cut out the middle S x S    (`image_aspect_ratio square` of CLIP and DINOv2)
+    Squash       resize both edges to S, whatever the shape           (`image_aspect_ratio square` of SigLIP)
+    Pad          centre on a square of the mean colour, resize to S   (`image_aspect_ratio pad`, LLaVA's stage 2)
 
     x_out = x * sx + dx        y_out = y * sy + dy
 
-The sizes are the integers that CLIPImageProcessor and LLaVA's expand2square arrive at, roundings included, so sx and
-sy of a crop differ a little. N = (S / patch)^2 patches, row-major.
+The sizes are the integers that the image processors and LLaVA's expand2square arrive at, roundings included, so sx and
+sy of a crop differ a little. N = (S // patch)^2 patches, row-major: where a patch does not divide S (SigLIP: 384 by
+14), the tower does not see the rest at the right and the bottom.
 """
 
 from __future__ import annotations
@@ -57,21 +59,22 @@ class Geometry(ABC):
         """RGB image of any size -> S x S."""
 
     def pixels(self, image: Image.Image) -> Tensor:
-        """Any PIL image -> float32 [3, S, S], normalised: CLIPImageProcessor's values."""
+        """Any PIL image -> float32 [3, S, S], normalised: the image processor's values."""
         array = np.asarray(self._square(image.convert("RGB")), dtype=np.float32) * np.float32(self.rescale)
         array = (array - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
 
     def mask(self, mask: Tensor | np.ndarray) -> Tensor:
         """[h, w] of the original image -> float32 [S, S]: the share of each output pixel that the mask covers."""
-        return self._shares(_batch(mask), self.size)[0]
+        return self._shares(_batch(mask), self.size, self.size)[0]
 
     def coverage(self, mask: Tensor | np.ndarray, patch_size: int) -> Tensor:
         """[h, w] or [R, h, w] -> float32 [N] or [R, N] in [0, 1]: the mask's area share of every patch."""
-        if patch_size < 1 or self.size % patch_size:
-            raise DataError(f"patches of {patch_size} pixels do not divide the image of {self.size} pixels evenly")
+        if not 1 <= patch_size <= self.size:
+            raise DataError(f"an image of {self.size} pixels has no patches of {patch_size} pixels")
         masks = _batch(mask)
-        shares = self._shares(masks, self.size // patch_size).flatten(1)
+        grid = self.size // patch_size
+        shares = self._shares(masks, grid, grid * patch_size).flatten(1)
         return shares[0] if np.ndim(mask) == 2 else shares
 
     def box(self, xyxy: Box, height: int, width: int) -> Box:
@@ -85,19 +88,28 @@ class Geometry(ABC):
         """The moved box in 0-1 of the square: with Pad, the convention of LLaVA's referring data."""
         return tuple(value / self.size for value in self.box(xyxy, height, width))
 
-    def _shares(self, masks: Tensor, cells: int) -> Tensor:
-        """[R, h, w] -> [R, cells, cells]: exact area shares, as two small matrix products."""
+    def _shares(self, masks: Tensor, cells: int, extent: int) -> Tensor:
+        """[R, h, w] -> [R, cells, cells], which tile the first `extent` pixels: exact area shares, as two products."""
         _, height, width = masks.shape
         a = self.affine(height, width)
-        rows = _overlaps(height, a.sy, a.dy, cells, self.size)
-        columns = _overlaps(width, a.sx, a.dx, cells, self.size)
+        rows = _overlaps(height, a.sy, a.dy, cells, extent)
+        columns = _overlaps(width, a.sx, a.dx, cells, extent)
         shares = (rows @ masks @ columns.T).clamp_(0.0, 1.0)
         return torch.where(shares < _NOISE, 0.0, shares)
 
 
 @dataclass(frozen=True)
 class CenterCrop(Geometry):
-    """Shorter edge to S, longer edge to int(S * longer / shorter), the middle S x S."""
+    """Shorter edge to `edge` (S unless it is given), longer edge to int(edge * longer / shorter), the middle S x S."""
+
+    edge: int | None = None  # pixels; at least S. DINOv2: 256 for S = 224
+
+    def __post_init__(self) -> None:
+        if self.edge is not None and self.edge < self.size:
+            raise DataError(
+                f"the shorter edge is resized to {self.edge} pixels, but {self.size} are cut out of it: the rest would "
+                "be black. Make the image processor's shortest_edge at least its crop_size."
+            )
 
     def affine(self, height: int, width: int) -> Affine:
         new_height, new_width = self._resized(height, width)
@@ -105,14 +117,26 @@ class CenterCrop(Geometry):
         return Affine(new_width / width, new_height / height, -left, -top)
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
-        longer = int(self.size * max(height, width) / min(height, width))
-        return (self.size, longer) if width >= height else (longer, self.size)
+        shorter = self.size if self.edge is None else self.edge
+        longer = int(shorter * max(height, width) / min(height, width))
+        return (shorter, longer) if width >= height else (longer, shorter)
 
     def _square(self, image: Image.Image) -> Image.Image:
         new_height, new_width = self._resized(image.height, image.width)
         top, left = (new_height - self.size) // 2, (new_width - self.size) // 2
         resized = image.resize((new_width, new_height), self.resample)
         return resized.crop((left, top, left + self.size, top + self.size))
+
+
+@dataclass(frozen=True)
+class Squash(Geometry):
+    """Both edges to S: nothing is lost, but what is not square is distorted."""
+
+    def affine(self, height: int, width: int) -> Affine:
+        return Affine(self.size / width, self.size / height, 0.0, 0.0)
+
+    def _square(self, image: Image.Image) -> Image.Image:
+        return image.resize((self.size, self.size), self.resample)
 
 
 @dataclass(frozen=True)
@@ -138,31 +162,44 @@ class Pad(Geometry):
 
 
 def geometry_for(aspect: str, image_processor: BaseImageProcessor) -> Geometry:
-    """The geometry of `--image_aspect_ratio` ("square" or "pad") with a CLIP image processor's sizes and numbers.
+    """The geometry of `--image_aspect_ratio` with a tower's image processor: its sizes, its colours, its resampling.
 
-    Raises DataError for a processor that does something else than CLIP's: its pixels could not be reproduced.
+    "square": what the processor itself does, a crop or a squash. "pad": padding to a square first, as LLaVA does it;
+    what the processor then does to a square, beyond one resize to its output size, is left out (DINOv2 would cut the
+    rim off again). Raises DataError for a processor that does something else: its pixels could not be reproduced.
     """
     if aspect not in ASPECTS:
         raise ValueError(f"image_aspect_ratio {aspect!r} is unknown; there are: {', '.join(ASPECTS)}")
     name = type(image_processor).__name__
-    steps = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
-    off = [step for step in steps if image_processor.to_dict().get(step) is not True]
+    settings = image_processor.to_dict()
+    off = [step for step in ("do_resize", "do_rescale", "do_normalize") if settings.get(step) is not True]
     if off:
-        raise DataError(f"{name} has {', '.join(off)} switched off or missing; only CLIP's preprocessing is supported")
-    size = image_processor.size["shortest_edge"]
-    crop = image_processor.crop_size
-    if size is None or (crop["height"], crop["width"]) != (size, size):
-        raise DataError(
-            f"{name} resizes to {dict(image_processor.size)} and crops {crop['height']}x{crop['width']}; "
-            "CLIP's preprocessing resizes the shortest edge to the side of a square crop"
-        )
-    return (Pad if aspect == "pad" else CenterCrop)(
-        size=int(size),
-        mean=tuple(image_processor.image_mean),
-        std=tuple(image_processor.image_std),
-        resample=int(image_processor.resample),
-        rescale=float(image_processor.rescale_factor),
-    )
+        raise DataError(f"{name} has {', '.join(off)} switched off or missing; it cannot be reproduced")
+    if settings.get("do_pad"):
+        raise DataError(f"{name} has do_pad switched on; padding is --image_aspect_ratio pad, switch it off there")
+    numbers = {
+        "mean": tuple(image_processor.image_mean),
+        "std": tuple(image_processor.image_std),
+        "resample": int(image_processor.resample),
+        "rescale": float(image_processor.rescale_factor),
+    }
+    size = {key: value for key, value in dict(image_processor.size).items() if value is not None}
+    if settings.get("do_center_crop"):
+        side = _side(name, "crops", dict(image_processor.crop_size))
+        if size.keys() != {"shortest_edge"}:
+            raise DataError(f"{name} resizes to {size} before it crops; expected a shortest_edge, as CLIP's has")
+        square = CenterCrop(side, **numbers, edge=None if size["shortest_edge"] == side else int(size["shortest_edge"]))
+    else:
+        side = _side(name, "resizes to", size)
+        square = Squash(side, **numbers)
+    return Pad(side, **numbers) if aspect == "pad" else square
+
+
+def _side(name: str, does: str, size: dict) -> int:
+    height, width = size.get("height"), size.get("width")
+    if height is None or height != width:
+        raise DataError(f"{name} {does} {size}; vision towers here take squares of a fixed height and width")
+    return int(height)
 
 
 def _batch(mask: Tensor | np.ndarray) -> Tensor:
@@ -171,13 +208,13 @@ def _batch(mask: Tensor | np.ndarray) -> Tensor:
 
 
 @lru_cache(maxsize=32)  # the regions of an image, and images of one size, share it; callers only read it
-def _overlaps(length: int, scale: float, offset: float, cells: int, size: int) -> Tensor:
+def _overlaps(length: int, scale: float, offset: float, cells: int, extent: int) -> Tensor:
     """[cells, length]: which share of each output cell lies on each source pixel, along one axis.
 
     The area under a mask is separable because a pixel is a rectangle: share = rows @ mask @ columns^T.
     """
     edges = torch.arange(length + 1, dtype=torch.float64) * scale + offset
-    cell = size / cells
+    cell = extent / cells
     starts = torch.arange(cells, dtype=torch.float64).unsqueeze(1) * cell
     inside = torch.minimum(edges[1:], starts + cell) - torch.maximum(edges[:-1], starts)
     return (inside.clamp_(min=0.0) / cell).to(torch.float32)

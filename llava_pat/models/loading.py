@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import transformers
@@ -90,11 +91,12 @@ def _hugging_face_report_off() -> Iterator[None]:
         transformers.logging.set_verbosity(verbosity)
 
 
-def load_vision_tower(name_or_path: str, dtype: torch.dtype, attn_implementation: str) -> VisionTower:
+def load_vision_tower(name_or_path: str | Path, dtype: torch.dtype, attn_implementation: str) -> VisionTower:
     """The vision tower of a CLIP, SigLIP, DINOv2 or open_clip model (a folder or a name), all layers, in eval mode.
 
     Raises ValueError when it is another architecture or when a weight is missing or has another shape.
     """
+    name_or_path = str(name_or_path)
     if is_open_clip(name_or_path):
         return load_open_clip_tower(name_or_path, dtype)
     config = AutoConfig.from_pretrained(name_or_path)
@@ -115,7 +117,7 @@ def load_vision_tower(name_or_path: str, dtype: torch.dtype, attn_implementation
 
 
 def load_language_model(
-    name_or_path: str,
+    name_or_path: str | Path,
     dtype: torch.dtype,
     attn_implementation: str,
     quantization_config: QuantizationConfigMixin | None = None,
@@ -125,6 +127,7 @@ def load_language_model(
     attn_implementation: see `available_attention`; what was taken is in `.config._attn_implementation`.
     Raises ValueError when a weight is missing or has another shape, or when the model is no plain language model.
     """
+    name_or_path = str(name_or_path)
     config = language_config(name_or_path)
     if config.get_text_config() is not config:
         raise ValueError(
@@ -188,11 +191,12 @@ def drop_idle_sampling(llm: PreTrainedModel, name_or_path: str) -> None:
         )  # fmt: skip
 
 
-def load_image_processor(name_or_path: str, image_size: int) -> BaseImageProcessor:
+def load_image_processor(name_or_path: str | Path, image_size: int) -> BaseImageProcessor:
     """The tower's image processor, by transformers' PIL backend: no torchvision needed, and LLaVA's pixels.
 
     image_size: the tower's, in pixels. Raises ValueError when the processor makes images of another size.
     """
+    name_or_path = str(name_or_path)
     if is_open_clip(name_or_path):
         processor = load_open_clip_processor(name_or_path)
     else:

@@ -1,4 +1,4 @@
-"""open_clip's image towers behind the interface of towers.py. open_clip_torch is optional: it is imported when asked for.
+"""open_clip's image towers behind the interface of towers.py. open_clip_torch is an extra, imported when asked for.
 
 Names: `open_clip:MODEL/PRETRAINED` (such as open_clip:ViT-L-14/datacomp_xl_s13b_b90k), `open_clip:hf-hub:ORG/REPO`,
 `open_clip:FOLDER`, or plainly a folder with open_clip_config.json and no config.json.
@@ -198,7 +198,7 @@ def _side(size: int | tuple[int, int] | list[int]) -> int:
         return size
     height, width = size
     if height != width:
-        raise ValueError(f"the open_clip tower works in rectangles of {height} x {width} pixels; only squares are known")
+        raise ValueError(f"the open_clip tower works with {height} x {width} pixels; only squares are known")
     return height
 
 

@@ -91,7 +91,7 @@ class VisionTower(nn.Module):
 
     @property
     def grid(self) -> int:
-        """Patches along a side. A rest smaller than a patch, at the right and the bottom, is not seen (SigLIP's 384)."""
+        """Patches along a side. A rest smaller than a patch, right and bottom, is not seen (SigLIP's 384 by 14)."""
         return self.image_size // self.patch_size
 
     def num_patches(self, select_feature: str = "patch") -> int:

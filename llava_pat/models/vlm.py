@@ -1,13 +1,14 @@
 """Vision tower + projector + language model, as tensors in and tensors out.
 
-Together with loading.py and towers.py the only place that names Hugging Face attributes. Shape letters as in llava_pat/types.py:
-B sequences, T tokens (every image expanded to N positions), I images, N patches, Dv tower width, D language width,
+Together with loading.py and towers.py the only place that names Hugging Face attributes. Shape letters as in
+llava_pat/types.py: B sequences, T tokens (every image expanded to N positions), I images, N patches, Dv tower width, D language width,
 L tokens of a text, S supervised positions, V vocabulary.
 """
 
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -68,8 +69,8 @@ class VisionLanguageModel(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        vision_tower: str,
-        model_name_or_path: str,
+        vision_tower: str | Path,
+        model_name_or_path: str | Path,
         projector_type: str = "mlp2x_gelu",
         select_layer: int = -2,
         select_feature: str = "patch",
@@ -141,9 +142,9 @@ class VisionLanguageModel(nn.Module):
     # ---- the forward, in parts
 
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """pixels [I, 3, S, S] -> features [I, N, Dv] in the tower's dtype, with gradient if the tower trains. I may be 0.
+        """pixels [I, 3, S, S] -> features [I, N, Dv] in the tower's dtype. I may be 0.
 
-        Raises ValueError when the pixels are not the tower's size.
+        With gradient if the tower trains. Raises ValueError when the pixels are not the tower's size.
         """
         images = len(pixels)
         if images == 0:

@@ -7,8 +7,10 @@ import pytest
 import torch
 from PIL import Image
 from transformers import CLIPImageProcessor
+from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from llava_pat.data.geometry import CenterCrop, Pad, geometry_for
+from llava_pat.data.geometry import CenterCrop, Pad, Squash, geometry_for
 from llava_pat.types import DataError
 
 PATCH = 14
@@ -40,8 +42,48 @@ def test_pixels_equal_clips(processor, size, mode):
     assert torch.allclose(geometry_for("square", processor).pixels(image), expected, atol=2e-6)
 
 
+SIGLIP = SiglipImageProcessorPil(size={"height": 112, "width": 112})
+DINOV2 = BitImageProcessorPil(
+    size={"shortest_edge": 128}, crop_size={"height": 112, "width": 112},
+    image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("other", "kind"), [(SIGLIP, Squash), (DINOV2, CenterCrop)])
+@pytest.mark.parametrize("size", SIZES)
+def test_pixels_equal_the_other_towers_own(other, kind, size):
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    geometry = geometry_for("square", other)
+    assert type(geometry) is kind
+    expected = other(image, return_tensors="pt").pixel_values[0]
+    assert torch.allclose(geometry.pixels(image), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("other", [SIGLIP, DINOV2])
+def test_pad_is_the_same_for_every_tower(other):
+    """The whole image on a square of that tower's mean colour, one resize: what SigLIP's processor does to a square."""
+    image = Image.effect_noise((120, 60), 90).convert("RGB")
+    geometry = geometry_for("pad", other)
+    assert geometry.fill == tuple(int(255 * value) for value in other.image_mean)
+    square = Image.new("RGB", (120, 120), geometry.fill)
+    square.paste(image, (0, 30))
+    same = SiglipImageProcessorPil(
+        size={"height": 112, "width": 112}, image_mean=other.image_mean, image_std=other.image_std
+    )
+    assert torch.allclose(geometry.pixels(image), same(square, return_tensors="pt").pixel_values[0], atol=2e-6)
+
+
 def numbers(kind):
     return kind(size=112, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+def wide_crop(size, mean, std):
+    """DINOv2's kind: the shorter edge is longer than the crop."""
+    return CenterCrop(size, mean, std, edge=128)
+
+
+KINDS = [CenterCrop, wide_crop, Squash, Pad]
 
 
 def white_square(size, box):
@@ -59,7 +101,7 @@ def brightness(pixels):
     return torch.stack([pixels[0, rows, columns].mean() for rows in cut for columns in cut])
 
 
-@pytest.mark.parametrize("kind", [CenterCrop, Pad])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [*SIZES, (640, 480), (480, 640)])
 def test_bright_patches_are_the_masks_patches(kind, size):
     """White square: portrait, landscape, crop, pad. Bicubic ringing and blur move a patch's mean by a few percent."""
@@ -78,7 +120,7 @@ def test_bright_patches_are_the_masks_patches(kind, size):
         assert bool((coverage[seen > 0.56] > 0.5).all()) and bool((seen[coverage > 0.56] > 0.5).all())
 
 
-@pytest.mark.parametrize("kind", [CenterCrop, Pad])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", SIZES)
 def test_mask_coverage_and_box_agree(kind, size):
     geometry = numbers(kind)
@@ -133,6 +175,25 @@ def test_coverage_of_several_masks_at_once():
     assert torch.allclose(together, torch.stack([geometry.coverage(mask, PATCH) for mask in masks]))
 
 
+def test_wide_crop_by_hand():
+    """256 x 128 stays as it is with edge 128; the crop takes 8 off above and 72 off at the left."""
+    affine = numbers(wide_crop).affine(128, 256)
+    assert (affine.sx, affine.sy, affine.dx, affine.dy) == (1, 1, -72, -8)
+
+
+def test_squash_by_hand():
+    assert numbers(Squash).box((50, 0, 150, 100), 100, 200) == pytest.approx((28, 0, 84, 112))
+
+
+def test_a_rest_that_is_no_patch_is_nobodys():
+    """112 pixels in patches of 15: 7 x 7, and 7 pixels at the right and the bottom are seen by none."""
+    _, mask = white_square((112, 112), (90, 0, 112, 112))
+    coverage = numbers(Squash).coverage(mask, 15).reshape(7, 7)
+    assert torch.equal(coverage.sum(0), torch.tensor([0.0, 0, 0, 0, 0, 0, 7]))
+    _, rest = white_square((112, 112), (105, 0, 112, 112))
+    assert numbers(Squash).coverage(rest, 15).sum() == 0
+
+
 def test_pads_with_the_mean_colour(processor):
     assert geometry_for("pad", processor).fill == (122, 116, 104)
 
@@ -142,7 +203,15 @@ def test_refusals(processor, assets):
         geometry_for("anyres", processor)
     with pytest.raises(DataError, match="do_normalize switched off"):
         geometry_for("pad", CLIPImageProcessor.from_pretrained(assets / "clip", do_normalize=False))
-    with pytest.raises(DataError, match="crops 96x96"):
-        geometry_for("pad", CLIPImageProcessor.from_pretrained(assets / "clip", crop_size={"height": 96, "width": 96}))
-    with pytest.raises(DataError, match="patches of 15 pixels do not divide the image of 112"):
-        numbers(Pad).coverage(np.ones((4, 4)), 15)
+    crop = {"height": 96, "width": 112}
+    with pytest.raises(DataError, match="crops .*96.* squares of a fixed height and width"):
+        geometry_for("pad", CLIPImageProcessor.from_pretrained(assets / "clip", crop_size=crop))
+    crop = {"height": 128, "width": 128}
+    with pytest.raises(DataError, match="resized to 112 pixels, but 128 are cut out"):
+        geometry_for("square", CLIPImageProcessor.from_pretrained(assets / "clip", crop_size=crop))
+    with pytest.raises(DataError, match="resizes to .*shortest_edge.*fixed height and width"):
+        geometry_for("square", CLIPImageProcessor.from_pretrained(assets / "clip", do_center_crop=False))
+    with pytest.raises(DataError, match="do_pad switched on"):
+        geometry_for("pad", CLIPImageProcessor.from_pretrained(assets / "clip", do_pad=True))
+    with pytest.raises(DataError, match="an image of 112 pixels has no patches of 113 pixels"):
+        numbers(Pad).coverage(np.ones((4, 4)), 113)

@@ -122,7 +122,8 @@ def test_lora_trains_on_text_alone_under_gradient_checkpointing(projector):
     peft = pytest.importorskip("peft")
     model = model_of("llama")
     model.set_trainable(llm=False, projector=projector)
-    config = peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    targets = ["q_proj", "down_proj"]
+    config = peft.LoraConfig(r=2, target_modules=targets, task_type="CAUSAL_LM", init_lora_weights=False)
     model.adapter = peft.get_peft_model(model.llm, config)
     assert not any(name.startswith("adapter") for name in model.state_dict())
     model.train()

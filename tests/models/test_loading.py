@@ -147,7 +147,8 @@ def test_more_than_a_language_model(written, tmp_path):
 def test_vicunas_generation_config_can_be_saved(written, tmp_path, caplog):
     """temperature 0.9 and top_p 0.6 with do_sample false: transformers loads it and refuses to save it."""
     folder = copied(written / "llm", tmp_path)
-    vicuna = {"bos_token_id": 1, "eos_token_id": 2, "max_length": 4096, "pad_token_id": 0, "temperature": 0.9, "top_p": 0.6}
+    vicuna = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "max_length": 4096}
+    vicuna |= {"temperature": 0.9, "top_p": 0.6}
     (folder / "generation_config.json").write_text(json.dumps(vicuna))
     with caplog.at_level(logging.INFO, logger="llava_pat.models.loading"):
         llm = load_language_model(str(folder), FP32, "sdpa")
