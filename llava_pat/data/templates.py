@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from llava_pat.types import IMAGE_TOKEN, DataError, Turn
 
@@ -56,20 +57,22 @@ class Template:
         for position, turn in enumerate(turns):
             if position % 2 == 0:
                 question = IMAGE_TOKEN * turn.value.count(IMAGE_TOKEN) if self.caption_only else turn.value
-                spans += self._cut(self.between if position else self.opening, supervised=False)
+                spans += _cut(self.between if position else self.opening, False, self.controls)
                 spans.append(Span(question, supervised=False))
-                spans += self._cut(self.header, supervised=False)
+                spans += _cut(self.header, False, self.controls)
             else:
                 spans.append(Span(self.lead + turn.value, supervised=True))
-                spans += self._cut(self.close, supervised=True)
+                spans += _cut(self.close, True, self.controls)
         return [span for span in spans if span.text]
 
-    def _cut(self, text: str, supervised: bool) -> list[Span]:
-        """A template string, cut so that each control is a span of its own."""
-        if not self.controls:
-            return [Span(text, supervised)]
-        parts = re.split("(" + "|".join(map(re.escape, self.controls)) + ")", text)
-        return [Span(part, supervised, control=part in self.controls) for part in parts]
+
+@lru_cache(maxsize=256)
+def _cut(text: str, supervised: bool, controls: tuple[str, ...]) -> tuple[Span, ...]:
+    """A template string, cut so that each control is a span of its own."""
+    if not controls:
+        return (Span(text, supervised),)
+    parts = re.split("(" + "|".join(map(re.escape, controls)) + ")", text)
+    return tuple(Span(part, supervised, control=part in controls) for part in parts if part)
 
 
 def place_images(turns: Sequence[Turn]) -> list[Turn]:

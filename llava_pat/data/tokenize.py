@@ -125,7 +125,10 @@ def _chunks(spans: Sequence[Span]) -> list[list[Span]]:
     """Cut the prompt at its images."""
     chunks: list[list[Span]] = [[]]
     for span in spans:
-        if span.supervised and IMAGE_TOKEN in span.text:
+        if IMAGE_TOKEN not in span.text:
+            chunks[-1].append(span)
+            continue
+        if span.supervised:
             raise DataError(f"an answer holds {IMAGE_TOKEN}: {span.text!r}; images belong to questions")
         for number, text in enumerate(span.text.split(IMAGE_TOKEN)):
             if number:
@@ -177,7 +180,7 @@ def _typed_special(pieces: list[list[Span]], traits: _Traits) -> str | None:
 def _tokens(
     spans: Sequence[Span], tokenizer: PreTrainedTokenizerBase, split_specials: bool
 ) -> tuple[list[int], list[bool]]:
-    flags = [span.supervised for span in spans for _ in span.text]
+    flags = b"".join((b"\1" if span.supervised else b"\0") * len(span.text) for span in spans)  # one a character
     if not flags:
         return [], []
     backend = tokenizer.backend_tokenizer
@@ -186,7 +189,7 @@ def _tokens(
         encoding = backend.encode("".join(span.text for span in spans), add_special_tokens=False)
     finally:
         backend.encode_special_tokens = False
-    return encoding.ids, [flags[max(start, end - 1)] for start, end in encoding.offsets]
+    return encoding.ids, [flags[max(start, end - 1)] == 1 for start, end in encoding.offsets]
 
 
 def check_round_trip(template: Template, tokenizer: PreTrainedTokenizerBase) -> None:
