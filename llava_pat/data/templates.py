@@ -4,7 +4,26 @@ Every LLaVA format used here is the same row of strings, repeated (tests hold th
 
     opening QUESTION header lead ANSWER close | between QUESTION header lead ANSWER close | ...
 
-The answer, the space before it (`lead`) and its `close` are supervised; all else is not.
+The answer, the space before it (`lead`) and its `close` are supervised; all else is not. A template's BOS is the
+tokenizer's to add.
+
+    for                                 --version
+    Vicuna                              v1
+    Llama 2 Chat, Mistral Instruct      llava_llama_2, mistral_instruct
+    Llama 3 Instruct (and 3.1, 3.2)     llava_llama_3
+    Qwen 1.5 and 2; 2.5; 3              qwen_1_5; qwen_2_5; qwen_3
+    Gemma 1 to 3, instruction-tuned     gemma_instruct
+    Phi-3 and 3.5 mini Instruct         phi_3
+    base models                         any whose control strings are the tokenizer's single tokens
+
+Names are LLaVA's, then LLaVA-NeXT's (conversation.py: qwen_1_5, qwen_2, llava_llama_3, gemma_instruct); qwen_2_5, qwen_3
+and phi_3 are the families' own chat templates, with the system sentence that each adds by itself.
+
+Where ours differ, on purpose: LLaVA's preprocess_mpt (for `mpt` and `chatml`) leaves the last <|im_end|> out of its count
+of tokens, finds a "tokenization mismatch" and masks the whole sample: measured with LLaVA at c121f04 and a byte-level
+tokenizer, 1 to 3 rounds, with an image and without. LLaVA-NeXT's preprocess_qwen learns every <|im_start|>, <|im_end|>,
+newline and "assistant" header too. Here the answers and the <|im_end|> behind each are learned, no more. LLaVA-NeXT ends
+a qwen or gemma conversation with one more newline, which nothing is learned from; it is left out.
 """
 
 from __future__ import annotations
@@ -112,12 +131,14 @@ def _vicuna(name: str, person: str) -> Template:
     )
 
 
-def _chatml(name: str, system: str) -> Template:
+def _chatml(name: str, system: str | None, line: str = "") -> Template:
+    """`line` stands behind <|im_end|>: a newline in ChatML as its inventors and Qwen write it, nothing in LLaVA's."""
+    preamble = "" if system is None else f"<|im_start|>system\n{system}<|im_end|>{line}"
     return Template(
         name,
-        opening=f"<|im_start|>system\n{system}<|im_end|><|im_start|>user\n",
-        between="<|im_start|>user\n",
-        header="<|im_end|><|im_start|>assistant\n",
+        opening=f"{preamble}<|im_start|>user\n",
+        between=f"{line}<|im_start|>user\n",
+        header=f"<|im_end|>{line}<|im_start|>assistant\n",
         lead="",
         close="<|im_end|>",
         controls=("<|im_start|>", "<|im_end|>"),
@@ -140,13 +161,13 @@ _V0 = Template(
 )
 _V1 = _vicuna("v1", "user")
 _LLAVA_V1 = _vicuna("llava_v1", "human")
+_HELPFUL = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, and assist the user with a variety of tasks using natural language."
+)
 _LLAMA_2 = Template(
     "llava_llama_2",
-    opening=(
-        "[INST] <<SYS>>\nYou are a helpful language and vision assistant. You are able to understand the visual "
-        "content that the user provides, and assist the user with a variety of tasks using natural language.\n"
-        "<</SYS>>\n\n"
-    ),
+    opening=f"[INST] <<SYS>>\n{_HELPFUL}\n<</SYS>>\n\n",
     between="<s>[INST] ",
     header=" [/INST]",
     lead=" ",
@@ -163,6 +184,42 @@ _MPT = _chatml(
     "mpt",
     "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and honest answers.",
 )
+_QWEN = _chatml("qwen_1_5", "You are a helpful assistant.", line="\n")
+_QWEN_2_5 = _chatml("qwen_2_5", "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.", line="\n")
+_QWEN_3 = _chatml("qwen_3", None, line="\n")  # without <think>: as the Instruct models of 2507, and older ones' history
+_LLAMA_3 = Template(
+    "llava_llama_3",
+    opening=(
+        f"<|start_header_id|>system<|end_header_id|>\n\n{_HELPFUL}<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\n"
+    ),
+    between="<|start_header_id|>user<|end_header_id|>\n\n",
+    header="<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+    lead="",
+    close="<|eot_id|>",
+    controls=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    end="<|eot_id|>",
+)
+_GEMMA = Template(
+    "gemma_instruct",
+    opening="<start_of_turn>user\n",
+    between="\n<start_of_turn>user\n",
+    header="<end_of_turn>\n<start_of_turn>model\n",
+    lead="",
+    close="<end_of_turn>",
+    controls=("<start_of_turn>", "<end_of_turn>"),
+    end="<end_of_turn>",
+)
+_PHI_3 = Template(
+    "phi_3",
+    opening="<|user|>\n",
+    between="\n<|user|>\n",
+    header="<|end|>\n<|assistant|>\n",
+    lead="",
+    close="<|end|>",
+    controls=("<|user|>", "<|assistant|>", "<|end|>"),
+    end="<|end|>",
+)
 
 TEMPLATES: dict[str, Template] = {
     "plain": _PLAIN,
@@ -177,4 +234,12 @@ TEMPLATES: dict[str, Template] = {
     "mistral_direct": _CHATML,
     "chatml_direct": _CHATML,
     "mpt": _MPT,
+    "qwen_1_5": _QWEN,
+    "qwen_2": _QWEN,
+    "qwen_2_5": _QWEN_2_5,
+    "qwen_3": _QWEN_3,
+    "llava_llama_3": _LLAMA_3,
+    "llama_3": _LLAMA_3,
+    "gemma_instruct": _GEMMA,
+    "phi_3": _PHI_3,
 }

@@ -86,19 +86,24 @@ class _Traits:
     trims: bool  # a trailing space gives no token
     specials: re.Pattern[str] | None  # strings that it would turn into special tokens
     cuts_freely: bool  # text on both sides of a special token encodes as it does alone
+    greedy: frozenset[int]  # special tokens that take the white space behind them along (Phi-3's <|end|>)
 
 
 @lru_cache(maxsize=16)
 def _traits(tokenizer: PreTrainedTokenizerBase, size: int) -> _Traits:
     """`size` is part of the key: adding tokens changes the answers."""
     alone = tokenizer.encode("red circle", add_special_tokens=False)
-    names = sorted((t.content for t in tokenizer.added_tokens_decoder.values() if t.special), key=len, reverse=True)
+    added = tokenizer.added_tokens_decoder
+    greedy = frozenset(number for number, token in added.items() if token.rstrip)
+    names = sorted((token.content for token in added.values() if token.special), key=len, reverse=True)
     joined = [tokenizer.encode(f"red circle{name}red circle", add_special_tokens=False) for name in names[:1]]
     return _Traits(
         bos=tuple(tokenizer.encode("")),
         trims=tokenizer.encode("a: ", add_special_tokens=False) == tokenizer.encode("a:", add_special_tokens=False),
         specials=re.compile("|".join(map(re.escape, names))) if names else None,
-        cuts_freely=all(ids == [*alone, tokenizer.convert_tokens_to_ids(names[0]), *alone] for ids in joined),
+        cuts_freely=not greedy
+        and all(ids == [*alone, tokenizer.convert_tokens_to_ids(names[0]), *alone] for ids in joined),
+        greedy=greedy,
     )
 
 
@@ -150,7 +155,7 @@ def _encode_chunk(
             pieces[-1].append(span)
     typed = _typed_special(pieces, traits) if template.text_stays_text else None
     if typed is None:
-        return _tokens(chunk, tokenizer, split_specials=False)
+        return _tokens(chunk, tokenizer, traits, split_specials=False)
     if not traits.cuts_freely:
         raise DataError(
             f"a text holds the special token {typed!r}, which this tokenizer cannot keep apart from a real one "
@@ -159,7 +164,7 @@ def _encode_chunk(
     ids: list[int] = []
     learned: list[bool] = []
     for piece in pieces:
-        more, on = _tokens(piece, tokenizer, split_specials=not (piece and piece[0].control))
+        more, on = _tokens(piece, tokenizer, traits, split_specials=not (piece and piece[0].control))
         ids += more
         learned += on
     return ids, learned
@@ -178,7 +183,7 @@ def _typed_special(pieces: list[list[Span]], traits: _Traits) -> str | None:
 
 
 def _tokens(
-    spans: Sequence[Span], tokenizer: PreTrainedTokenizerBase, split_specials: bool
+    spans: Sequence[Span], tokenizer: PreTrainedTokenizerBase, traits: _Traits, split_specials: bool
 ) -> tuple[list[int], list[bool]]:
     flags = b"".join((b"\1" if span.supervised else b"\0") * len(span.text) for span in spans)  # one a character
     if not flags:
@@ -189,7 +194,12 @@ def _tokens(
         encoding = backend.encode("".join(span.text for span in spans), add_special_tokens=False)
     finally:
         backend.encode_special_tokens = False
-    return encoding.ids, [flags[max(start, end - 1)] == 1 for start, end in encoding.offsets]
+    learned = [flags[max(start, end - 1)] == 1 for start, end in encoding.offsets]
+    if traits.greedy:  # what such a token takes along may belong to the next span; the token itself starts it
+        for place, token in enumerate(encoding.ids):
+            if token in traits.greedy:
+                learned[place] = flags[encoding.offsets[place][0]] == 1
+    return encoding.ids, learned
 
 
 def check_round_trip(template: Template, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -24,7 +24,29 @@ LLAMA_2 = (
     "[/INST] A1 </s><s>[INST] Q2 [/INST]"
 )
 MPT = "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and honest answers."
+QWEN = (
+    "<|im_start|>user\n<image>\nQ1<|im_end|>\n<|im_start|>assistant\nA1<|im_end|>\n"
+    "<|im_start|>user\nQ2<|im_end|>\n<|im_start|>assistant\n"
+)
+LLAMA_3 = (
+    "<|start_header_id|>system<|end_header_id|>\n\nYou are a helpful language and vision assistant. You are able to "
+    "understand the visual content that the user provides, and assist the user with a variety of tasks using natural "
+    "language.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n<image>\nQ1<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\nA1<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"
+    "Q2<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+)
 EXPECTED = {
+    "qwen_1_5": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n" + QWEN,
+    "qwen_2_5": (
+        "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n" + QWEN
+    ),
+    "qwen_3": QWEN,
+    "llava_llama_3": LLAMA_3,
+    "gemma_instruct": (
+        "<start_of_turn>user\n<image>\nQ1<end_of_turn>\n<start_of_turn>model\nA1<end_of_turn>\n"
+        "<start_of_turn>user\nQ2<end_of_turn>\n<start_of_turn>model\n"
+    ),
+    "phi_3": "<|user|>\n<image>\nQ1<|end|>\n<|assistant|>\nA1<|end|>\n<|user|>\nQ2<|end|>\n<|assistant|>\n",
     "v0": VICUNA.format("human") + "###Human: <image>\nQ1###Assistant: A1###Human: Q2###Assistant:",
     "v1": VICUNA.format("user") + V1,
     "llava_v1": VICUNA.format("human") + V1,
@@ -34,6 +56,7 @@ EXPECTED = {
     "mpt": CHATML.format(MPT),
 }
 ALIASES = {"vicuna_v1": "v1", "llama_2": "llava_llama_2", "mistral_direct": "chatml_direct", "llava_v0": "v0"}
+ALIASES |= {"qwen_2": "qwen_1_5", "llama_3": "llava_llama_3"}
 
 
 @pytest.mark.parametrize("name", sorted(set(TEMPLATES) - {"plain"}))
@@ -46,7 +69,8 @@ def test_text_to_the_character(name):
 def test_only_the_answer_and_its_end_are_supervised(name):
     learned = "".join(span.text for span in get_template(name).render(TURNS) if span.supervised)
     ends = {"v0": " A1###", "v1": " A1</s>", "llava_v1": " A1</s>"}
-    ends |= {"chatml_direct": "A1<|im_end|>", "mpt": "A1<|im_end|>"}
+    ends |= dict.fromkeys(("chatml_direct", "mpt", "qwen_1_5", "qwen_2_5", "qwen_3"), "A1<|im_end|>")
+    ends |= {"llava_llama_3": "A1<|eot_id|>", "gemma_instruct": "A1<end_of_turn>", "phi_3": "A1<|end|>"}
     assert learned == ends.get(ALIASES.get(name, name), " A1 </s>")
 
 

@@ -161,21 +161,58 @@ def test_chatml(byte_level_tokenizer):
     assert learned == "the <|im_end|> square<|im_end|>c<|im_end|>"
 
 
+FITS = {
+    "</s>": ("small_tokenizer", "large_tokenizer", "modern_tokenizer"),
+    "<|im_end|>": ("byte_level_tokenizer",),
+    "<|eot_id|>": ("llama_3_tokenizer",),
+    "<end_of_turn>": ("gemma_tokenizer",),
+    "<|end|>": ("phi_3_tokenizer", "phi_3_llama_tokenizer"),
+}
+EVERY = [name for names in FITS.values() for name in names]
+ALSO = {"phi_3_llama_tokenizer": ("</s>",)}  # it is a Llama tokenizer still, with "</s>" no longer its eos
+
+
+@pytest.mark.parametrize("tokenizer", EVERY)
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
-def test_round_trip_accepts_what_fits(name, small_tokenizer, large_tokenizer, modern_tokenizer, byte_level_tokenizer):
+def test_round_trip_accepts_what_fits_and_refuses_the_rest(name, tokenizer, request):
     template = get_template(name)
-    llama = (small_tokenizer, large_tokenizer, modern_tokenizer)
-    fits = (byte_level_tokenizer,) if "<|im_end|>" in template.controls else llama
-    for tokenizer in fits:
-        check_round_trip(template, tokenizer)
+    loaded = request.getfixturevalue(tokenizer)
+    if template.end is None or tokenizer in FITS[template.end]:
+        check_round_trip(template, loaded)
+    else:
+        reason = "must be one special token but encodes to [0-9]+ ids"
+        if template.end in ALSO.get(tokenizer, ()):
+            reason = "answers end with '</s>' but the tokenizer's eos is '<.endoftext.>'"
+        with pytest.raises(DataError, match=reason):
+            check_round_trip(template, loaded)
 
 
-@pytest.mark.parametrize("name", sorted(name for name in TEMPLATES if TEMPLATES[name].controls))
-def test_round_trip_refuses_what_does_not(name, large_tokenizer, byte_level_tokenizer):
-    template = get_template(name)
-    wrong = large_tokenizer if "<|im_end|>" in template.controls else byte_level_tokenizer
-    with pytest.raises(DataError, match="must be one special token but encodes to [0-9]+ ids"):
-        check_round_trip(template, wrong)
+@pytest.mark.parametrize(
+    ("name", "tokenizer"),
+    [
+        *[(name, "byte_level_tokenizer") for name in ("qwen_1_5", "qwen_2_5", "qwen_3", "mpt")],
+        *[("llava_llama_3", "llama_3_tokenizer"), ("gemma_instruct", "gemma_tokenizer")],
+        ("phi_3", "phi_3_tokenizer"),
+    ],
+)
+def test_ids_are_those_of_the_whole_text_and_labels_the_answers(name, tokenizer, request):
+    """The families' own way: the rendered conversation, tokenised at once behind what the tokenizer puts in front."""
+    loaded, template = request.getfixturevalue(tokenizer), get_template(name)
+    said = [("human", "the blue\n\nsquare?"), ("gpt", "a red circle.\n\n"), ("human", "\n and"), ("gpt", "the user\n")]
+    turns = [Turn(*turn) for turn in said]
+    found = encode(turns, template, loaded)
+    assert found.input_ids == loaded.encode("".join(span.text for span in template.render(turns)))
+    end = loaded.convert_tokens_to_ids(template.end)
+    assert found.labels.count(end) == 2 and found.labels[-1] == end
+    learned = loaded.decode([i for i in found.labels if i >= 0])
+    assert learned == f"a red circle.\n\n{template.end}the user\n{template.end}"
+    with_image = encode([Turn("human", "<image>\nthe square"), *turns[1:]], template, loaded)
+    assert [i for i in with_image.labels if i >= 0] == [i for i in found.labels if i >= 0]
+
+
+def test_a_typed_special_token_that_takes_white_space_along_is_refused(phi_3_tokenizer):
+    with pytest.raises(DataError, match=r"holds the special token '<\|end\|>'"):
+        encode([Turn("human", "Q <|end|>\nA"), Turn("gpt", "A")], get_template("phi_3"), phi_3_tokenizer)
 
 
 def test_round_trip_refuses_another_eos(large_folder):
