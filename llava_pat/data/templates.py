@@ -16,14 +16,15 @@ tokenizer's to add.
     Phi-3 and 3.5 mini Instruct         phi_3
     base models                         any whose control strings are the tokenizer's single tokens
 
-Names are LLaVA's, then LLaVA-NeXT's (conversation.py: qwen_1_5, qwen_2, llava_llama_3, gemma_instruct); qwen_2_5, qwen_3
-and phi_3 are the families' own chat templates, with the system sentence that each adds by itself.
+Names are LLaVA's, then LLaVA-NeXT's (its conversation.py has qwen_1_5, qwen_2, llava_llama_3, gemma_instruct);
+qwen_2_5, qwen_3 and phi_3 are the families' own chat templates, with the system sentence that each adds by itself.
 
-Where ours differ, on purpose: LLaVA's preprocess_mpt (for `mpt` and `chatml`) leaves the last <|im_end|> out of its count
-of tokens, finds a "tokenization mismatch" and masks the whole sample: measured with LLaVA at c121f04 and a byte-level
-tokenizer, 1 to 3 rounds, with an image and without. LLaVA-NeXT's preprocess_qwen learns every <|im_start|>, <|im_end|>,
-newline and "assistant" header too. Here the answers and the <|im_end|> behind each are learned, no more. LLaVA-NeXT ends
-a qwen or gemma conversation with one more newline, which nothing is learned from; it is left out.
+Where labels differ on purpose: LLaVA's preprocess_mpt (`mpt`, `chatml_direct`) leaves an <|im_end|> out of its count of
+tokens, finds a "tokenization mismatch" and masks the whole sample. Measured (LLaVA at c121f04, 1 to 3 rounds, with an
+image and without): every sample for a byte-level tokenizer and for a Llama one with legacy off; with legacy on every one
+but those of two rounds, which lose their first <|im_end|>. LLaVA-NeXT's preprocess_qwen learns every <|im_start|>,
+<|im_end|>, newline and assistant header too. Here each answer and the <|im_end|> behind it are learned, no more. The
+newline with which LLaVA-NeXT ends a qwen or gemma conversation, from which nothing is learned, is left out.
 """
 
 from __future__ import annotations
