@@ -44,18 +44,38 @@ class OurModel:
     @torch.inference_mode()
     def answer(self, case: dict, folder: Path, max_new_tokens: int) -> tuple[list[int], torch.Tensor, str]:
         """(prompt ids with one -200 per image, logits of the last position [V], greedy answer)."""
+        prompt, pixels = self._inputs(case, folder)
+        ids = self._expand(prompt)
+        new = greedy(self.model, ids, pixels, max_new_tokens, [self.tokenizer.eos_token_id])
+        return prompt, self._logits(ids, pixels)[-1], self.tokenizer.decode(new, skip_special_tokens=True).strip()
+
+    @torch.inference_mode()
+    def preference(self, case: dict, folder: Path, theirs: list[int]) -> str:
+        """Where we leave their answer, and by how much: a gap of the size of the rounding is a tie."""
+        prompt, pixels = self._inputs(case, folder)
+        ids = self._expand([*prompt, *theirs])
+        logits = self._logits(ids, pixels)[-len(theirs) - 1 : -1]
+        for place, (row, token) in enumerate(zip(logits, theirs, strict=True)):
+            gap = (row.max() - row[token]).item()
+            if gap > 0:
+                return f"at its token {place} our best logit is {gap:.1e} above theirs"
+        return "ours goes on where theirs ended"
+
+    def _inputs(self, case: dict, folder: Path) -> tuple[list[int], torch.Tensor]:
         question, pixels = case["question"], torch.zeros(0, 3, self.model.image_size, self.model.image_size)
         if case["image"] is not None:
             question = f"{IMAGE_TOKEN}\n{question}"
             pixels = self.geometry.pixels(Image.open(folder / case["image"]))[None]
-        prompt = encode(place_images([Turn("human", question)]), self.template, self.tokenizer).input_ids
-        expanded, _, _ = expand_images(prompt, prompt, self.model.num_patches, sys.maxsize, case["id"])
-        ids = torch.tensor([expanded])
+        return encode(place_images([Turn("human", question)]), self.template, self.tokenizer).input_ids, pixels
+
+    def _expand(self, ids: list[int]) -> torch.Tensor:
+        return torch.tensor([expand_images(ids, ids, self.model.num_patches, sys.maxsize, "a case")[0]])
+
+    def _logits(self, ids: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+        """[T, V]"""
         patches = self.model.project(self.model.encode_images(pixels))
         hidden = self.model.forward_hidden(ids, torch.ones_like(ids, dtype=torch.bool), patches)
-        logits = self.model.llm.get_output_embeddings()(hidden[0, -1])
-        new = greedy(self.model, ids, pixels, max_new_tokens, [self.tokenizer.eos_token_id])
-        return prompt, logits, self.tokenizer.decode(new, skip_special_tokens=True).strip()
+        return self.model.llm.get_output_embeddings()(hidden[0])
 
 
 def compare(ours: OurModel, cases: dict, theirs: dict, logits: dict, folder: Path, tolerance: float) -> bool:
@@ -75,7 +95,10 @@ def compare(ours: OurModel, cases: dict, theirs: dict, logits: dict, folder: Pat
         same_ids += ids_equal
         same_answers += answer == entry["answer"]
         close += difference <= tolerance * max(1.0, expected.abs().max().item())  # not for nan
-        note = "" if answer == entry["answer"] else f" BUT THEIRS {entry['answer']!r}"
+        note = ""
+        if answer != entry["answer"]:
+            why = ours.preference(case, folder, entry["answer_ids"])
+            note = f" BUT THEIRS {entry['answer']!r}: {why}"
         ids = "equal" if ids_equal else "DIFFER"
         print(f"{case['id']}: ids {ids}, logits within {difference:.1e}, {answer!r}{note}")
     count, kinds = len(answers), len({entry["answer"] for entry in answers.values()})
