@@ -37,7 +37,7 @@ from llava_pat.models.quantized import (
     quantized_layers,
     write_quantization,
 )
-from llava_pat.models.shards import LazyTensor, read_file
+from llava_pat.models.shards import LazyTensor, is_local, read_file
 from llava_pat.models.vlm import VisionLanguageModel
 
 logger = logging.getLogger(__name__)
@@ -226,15 +226,15 @@ def lora_settings(folder: str | Path) -> LoraSettings:
 
 
 def lora_base(folder: str | Path, base: str | None) -> str:
-    """The base to load: `base`, or what the folder names if it is a folder here. Else ValueError says what to give."""
+    """The base to load: `base`, or the folder or hub id that the run recorded. Else ValueError says what to give."""
     if base is not None:
         return base
     recorded = lora_settings(folder).base
-    if Path(recorded).is_dir():
+    if Path(recorded).is_dir() or (recorded and not is_local(recorded)):
         return recorded
     raise ValueError(
         f"{folder} holds LoRA weights without their base model. They were trained on {recorded!r}, which is no folder "
-        f"here: name it by --base (--model-base in LLaVA's own programs)"
+        "here: name it by --base (--model-base in LLaVA's own programs)"
     )
 
 
@@ -312,9 +312,9 @@ def _gathered(tensor: Tensor, changes: bool = False) -> Iterator[None]:
     if not hasattr(tensor, "ds_id"):
         yield
         return
-    from deepspeed.zero import GatheredParameters  # there, since a parameter is DeepSpeed's
+    import deepspeed  # there, since a parameter is its
 
-    with GatheredParameters([tensor], modifier_rank=0 if changes else None):
+    with deepspeed.zero.GatheredParameters([tensor], modifier_rank=0 if changes else None):
         yield
 
 
