@@ -21,7 +21,7 @@ qwen_2_5, qwen_3 and phi_3 are the families' own chat templates, with the system
 
 Where labels differ on purpose: LLaVA's preprocess_mpt (`mpt`, `chatml_direct`) leaves an <|im_end|> out of its count of
 tokens, finds a "tokenization mismatch" and masks the whole sample. Measured (LLaVA at c121f04, 1 to 3 rounds, with an
-image and without): every sample for a byte-level tokenizer and for a Llama one with legacy off; with legacy on every one
+image and without): every sample for a byte-level tokenizer and for a Llama one with legacy off; with legacy on each one
 but those of two rounds, which lose their first <|im_end|>. LLaVA-NeXT's preprocess_qwen learns every <|im_start|>,
 <|im_end|>, newline and assistant header too. Here each answer and the <|im_end|> behind it are learned, no more. The
 newline with which LLaVA-NeXT ends a qwen or gemma conversation, from which nothing is learned, is left out.

@@ -140,16 +140,23 @@ def load_language_model(
                 f"language model {name_or_path}: {reason} (config.json has {key}), so image patches cannot stand in "
                 "for words. Such models are not supported."
             )
+    attention = available_attention(attn_implementation)
     keywords = {} if quantization_config is None else {"quantization_config": quantization_config}
     with _hugging_face_report_off():
         llm, info = AutoModelForCausalLM.from_pretrained(
             name_or_path,
             config=config,
             dtype=dtype,
-            attn_implementation=available_attention(attn_implementation),
+            # None is transformers' own choice: sdpa where the family has it (Gemma 2 has eager and flash only)
+            attn_implementation=None if attention == "sdpa" else attention,
             output_loading_info=True,
             **keywords,
         )
+    if llm.config._attn_implementation != attention:
+        logger.warning(
+            "attention: %s has no %s in transformers; taking %s", type(llm).__name__, attention,
+            llm.config._attn_implementation,
+        )  # fmt: skip
     _refuse_bad_load(f"language model {name_or_path}", info["missing_keys"], info["mismatched_keys"], set())
     surplus = {key for key in info["unexpected_keys"] if not key.startswith(_LLAVA_PARTS)}
     if surplus:

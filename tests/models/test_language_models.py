@@ -22,6 +22,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from llava_pat.models.loading import load_language_model
 from llava_pat.models.logits import LogitTransform
 from llava_pat.models.projectors import build_projector
 from llava_pat.models.towers import VisionTower
@@ -79,6 +80,20 @@ def test_loss_is_the_familys_own(name):
     if name in TRANSFORMED:  # and it is not by luck: the head alone says something else
         bare = model.llm.get_output_embeddings()(model.forward_hidden(IDS, MASK, patches)[0, 5])
         assert (bare - theirs.logits[0, 5]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_loading(name, tmp_path, caplog):
+    """By its folder, with the default attention; Gemma 2 has no sdpa, which is said once."""
+    torch.manual_seed(0)
+    saved = AutoModelForCausalLM.from_config(FAMILIES[name])
+    saved.save_pretrained(tmp_path)
+    llm = load_language_model(tmp_path, torch.float32, "sdpa")
+    assert type(llm) is type(saved)
+    assert all(torch.equal(llm.get_parameter(n), p) for n, p in saved.named_parameters())
+    wanted = "eager" if name == "gemma2" else "sdpa"
+    assert llm.config._attn_implementation == wanted
+    assert caplog.text.count("Gemma2ForCausalLM has no sdpa in transformers; taking eager") == (name == "gemma2")
 
 
 @pytest.mark.parametrize("name", FAMILIES)
