@@ -17,7 +17,9 @@ FLOOR = {
     "annotation": 1,
     "analysis": 1,
     "training": 2,
+    "merge": 2,
     "evaluation": 2,
+    "convert": 3,
 }
 ENTRY_FOLDERS = ("train", "eval")
 SOURCES = sorted(PACKAGE.rglob("*.py"))

@@ -1,4 +1,4 @@
-"""bitsandbytes' 4-bit and 8-bit language models: how one is asked for, made ready for LoRA, and turned back into floats.
+"""bitsandbytes' 4-bit and 8-bit language models: asked for, made ready for LoRA, turned back into floats.
 
 Source: llava/train/train.py of haotian-liu/LLaVA at c121f04, peft's `prepare_model_for_kbit_training`, and bitsandbytes
 0.50.2 as installed. The projector and the tower are never quantised: they are no part of the language model here.

@@ -146,7 +146,7 @@ def test_train_save_load(build, tmp_path, bits):
     after = logits(model)
     save_lora(model, tmp_path / "lora", finetune_config(model.llm.config, vision_tower="clip", vision_width=16))
     stored = load_file(tmp_path / "lora" / "adapter_model.safetensors")
-    assert all(".lora_" in key and tensor.dtype == torch.float32 for key, tensor in stored.items())  # nothing of the base
+    assert all(".lora_" in key and tensor.dtype == torch.float32 for key, tensor in stored.items())  # no base
     assert "quantization_config" not in (tmp_path / "lora" / "config.json").read_text()
     assert read_quantization(tmp_path / "lora") == quantization_of(model.llm)
     fresh = build(bits)
