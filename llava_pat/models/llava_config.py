@@ -63,12 +63,7 @@ def stage1_config(
     Old and new transformers both read the result: it has 4.37's names (rope_theta, rope_scaling, torch_dtype), which
     5.x still accepts, while 4.37 would silently take 10000 for a missing rope_theta.
     """
-    config = llm_config.to_diff_dict()
-    config["torch_dtype"] = _dtype_name(config.pop("dtype", None) if dtype is None else dtype)
-    config.pop("dtype", None)
-    _restore_rope_keys(config)
-    _drop_what_old_readers_assume(config)
-    config.setdefault("tie_word_embeddings", llm_config.tie_word_embeddings)
+    config = in_old_words(llm_config, dtype)
     config["_name_or_path"] = llm_config.name_or_path if model_name_or_path is None else model_name_or_path
     config["model_type"] = f"llava_{llm_config.model_type}"  # not "llava": that is transformers' own LlavaConfig
     config.update(
@@ -88,6 +83,17 @@ def stage1_config(
         tune_mm_mlp_adapter=True,
         use_mm_proj=True,
     )
+    return config
+
+
+def in_old_words(llm_config: PretrainedConfig, dtype: str | None = None) -> dict:
+    """A language model's config as transformers 4.37 wrote it, which 5.x reads too."""
+    config = llm_config.to_diff_dict()
+    config["torch_dtype"] = _dtype_name(config.pop("dtype", None) if dtype is None else dtype)
+    config.pop("dtype", None)
+    _restore_rope_keys(config)
+    _drop_what_old_readers_assume(config)
+    config.setdefault("tie_word_embeddings", llm_config.tie_word_embeddings)
     return config
 
 
@@ -200,6 +206,8 @@ def text_config(config: Mapping, where: str) -> PretrainedConfig:
     keep = {key: value for key, value in config.items() if not _is_llava_key(key)}
     for key in ("model_type", "architectures", "_name_or_path", "transformers_version"):
         keep.pop(key, None)
+    if keep.get("rope_scaling") is None:
+        keep.pop("rope_scaling", None)  # 5.x warns of the old word even where it says nothing
     language = CONFIG_MAPPING[family](**keep)
     language.architectures = None
     return language

@@ -162,9 +162,9 @@ def _gathered(tensor: Tensor, sharded: bool) -> Iterator[None]:
     if not sharded:
         yield
         return
-    from deepspeed.zero import GatheredParameters  # only there when a parameter is DeepSpeed's
+    import deepspeed  # only there when a parameter is its
 
-    with GatheredParameters([tensor]):
+    with deepspeed.zero.GatheredParameters([tensor]):
         yield
 
 

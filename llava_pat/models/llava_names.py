@@ -42,12 +42,13 @@ def check_output_name(
     lora: whether the folder will hold adapters. family: the language model's model_type; LLaVA picks its class by name.
     template: what the model was trained with, if names should be held to it where LLaVA guesses (run_llava, cli).
     """
+    last = Path(name).name
     name = model_name(name)
     lower = name.lower()
     problems = []
-    if Path(name).name.startswith("checkpoint-"):
+    if last.startswith("checkpoint-"):
         problems.append(
-            f"{name!r} starts with 'checkpoint-', LLaVA's own name for intermediate folders (it writes the projector "
+            f"{last!r} starts with 'checkpoint-', LLaVA's own name for intermediate folders (it writes the projector "
             "elsewhere); choose another name"
         )
     if "llava" not in lower:
