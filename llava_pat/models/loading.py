@@ -140,23 +140,17 @@ def load_language_model(
                 f"language model {name_or_path}: {reason} (config.json has {key}), so image patches cannot stand in "
                 "for words. Such models are not supported."
             )
-    attention = available_attention(attn_implementation)
+    attention = _attention_of(config, available_attention(attn_implementation))
     keywords = {} if quantization_config is None else {"quantization_config": quantization_config}
     with _hugging_face_report_off():
         llm, info = AutoModelForCausalLM.from_pretrained(
             name_or_path,
             config=config,
             dtype=dtype,
-            # None is transformers' own choice: sdpa where the family has it (Gemma 2 has eager and flash only)
-            attn_implementation=None if attention == "sdpa" else attention,
+            attn_implementation=attention,
             output_loading_info=True,
             **keywords,
         )
-    if llm.config._attn_implementation != attention:
-        logger.warning(
-            "attention: %s has no %s in transformers; taking %s", type(llm).__name__, attention,
-            llm.config._attn_implementation,
-        )  # fmt: skip
     _refuse_bad_load(f"language model {name_or_path}", info["missing_keys"], info["mismatched_keys"], set())
     surplus = {key for key in info["unexpected_keys"] if not key.startswith(_LLAVA_PARTS)}
     if surplus:
@@ -177,6 +171,14 @@ def available_attention(requested: str) -> str:
         return requested
     logger.warning("attention: flash_attention_2 was asked for, but %s; taking sdpa, the same numbers slower", reason)
     return "sdpa"
+
+
+def _attention_of(config: PretrainedConfig, attention: str) -> str:
+    """Gemma 2 caps its attention scores, which sdpa cannot do: some versions refuse, others leave the cap out."""
+    if attention == "sdpa" and config.to_dict().get("attn_logit_softcapping") is not None:
+        logger.warning("attention: sdpa cannot cap scores as %s models do; taking eager, slower", config.model_type)
+        return "eager"
+    return attention
 
 
 def drop_idle_sampling(llm: PreTrainedModel, name_or_path: str) -> None:
