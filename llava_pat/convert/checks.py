@@ -1,4 +1,4 @@
-"""Is a llava-hf folder the same model as its source? Ids, pixels and logits, by transformers' own processor and class."""
+"""Is a llava-hf folder the same model as its source? Ids, pixels and logits, by transformers' own classes."""
 
 from __future__ import annotations
 

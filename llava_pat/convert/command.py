@@ -51,7 +51,7 @@ EXAMPLES = """\
 examples:
   python -m llava_pat.convert checkpoints/llava-v1.5-7b-pat checkpoints/llava-v1.5-7b-pat-hf
   python -m llava_pat.convert llava-hf/llava-1.5-7b-hf llava-v1.5-7b --vision_tower openai/clip-vit-large-patch14-336
-  python -m llava_pat.convert checkpoints/llava-v1.5-7b-pretrain llava-v1.5-7b-stage1 --to llava --base lmsys/vicuna-7b-v1.5
+  python -m llava_pat.convert checkpoints/llava-v1.5-7b-pretrain llava-v1.5-7b-s1 --to llava --base lmsys/vicuna-7b-v1.5
   python -m llava_pat.convert checkpoints/llava-v1.5-7b-pat projector --to stage1
 """
 
@@ -72,7 +72,8 @@ def parser() -> argparse.ArgumentParser:
     add("--vision_tower", help="folder or hub id of the tower (default: the one SRC names). It is written into "
         "config.json, so for other machines give the hub id")  # fmt: skip
     add("--tower", choices=("auto", "keep", "drop"), default="auto", help="llava-hf to LLaVA: whether OUT holds the "
-        "tower's weights, which LLaVA reads only if they were trained. auto: if they differ from --vision_tower's")  # fmt: skip
+        "tower's weights, which LLaVA reads only if they were trained. auto (default): if they differ from those of "
+        "--vision_tower")  # fmt: skip
     add("--template", default="v1", choices=sorted(set(TEMPLATES) - {"plain"}), help="conversation template that SRC "
         "was trained with, for llava-hf's chat template (default: v1)")  # fmt: skip
     add("--dtype", choices=sorted(DTYPES), help="cast all weights (default: each keeps its own)")
@@ -252,8 +253,8 @@ def _report(out: Path, to: str, checkpoint: Checkpoint, checked: list[str], argu
     print(f"checked: {'; '.join(checked)}")
     path = shlex.quote(str(out))
     if to == "hf":
-        print(f"done: {out}\nload it:\n  LlavaForConditionalGeneration.from_pretrained({str(out)!r})\n"
-              f"  python -m lmms_eval --model llava_hf --model_args pretrained={path} --tasks mme,pope --batch_size 1")  # fmt: skip
+        print(f"done: {out}\nload it:\n  LlavaForConditionalGeneration.from_pretrained({str(out)!r})")
+        print(f"  python -m lmms_eval --model llava_hf --model_args pretrained={path} --tasks mme,pope --batch_size 1")
     elif to == "stage1":
         print(f"done: {out}\nload it: bash scripts/finetune.sh --pretrain_mm_mlp_adapter {path}/mm_projector.bin")
     else:

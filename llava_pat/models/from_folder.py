@@ -1,4 +1,4 @@
-"""A model ready to answer, from a folder of any layout: LLaVA's, llava-hf's, stage 1's projector, or LoRA's adapters."""
+"""A model ready to answer, from a folder of any layout: LLaVA's, llava-hf's, stage 1's projector, LoRA's adapters."""
 
 from __future__ import annotations
 

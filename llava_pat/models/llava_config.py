@@ -202,7 +202,9 @@ def text_config(config: Mapping, where: str) -> PretrainedConfig:
     """The language model's config inside a LLaVA config.json. `where` is for the error."""
     family = text_family(config)
     if family not in CONFIG_MAPPING:
-        raise ValueError(f"{where}: config.json says model_type {config['model_type']!r}; transformers has no {family!r}")
+        raise ValueError(
+            f"{where}: config.json says model_type {config['model_type']!r}; transformers has no {family!r}"
+        )
     keep = {key: value for key, value in config.items() if not _is_llava_key(key)}
     for key in ("model_type", "architectures", "_name_or_path", "transformers_version"):
         keep.pop(key, None)

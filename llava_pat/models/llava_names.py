@@ -34,10 +34,8 @@ def model_name(folder: str | Path) -> str:
     return parts[-1]
 
 
-def check_output_name(
-    name: str | Path, *, lora: bool, family: str = "llama", template: str | None = None
-) -> list[str]:
-    """What is wrong with a folder's name (its last part counts, as in LLaVA), each with the way out; [] when it is fine.
+def check_output_name(name: str | Path, *, lora: bool, family: str = "llama", template: str | None = None) -> list[str]:
+    """What is wrong with a folder's name (its last part, as in LLaVA), each with the way out; [] when it is fine.
 
     lora: whether the folder will hold adapters. family: the language model's model_type; LLaVA picks its class by name.
     template: what the model was trained with, if names should be held to it where LLaVA guesses (run_llava, cli).

@@ -265,7 +265,9 @@ def write_shards(
     return [folder / name for name in names]
 
 
-def _write_shard(file: Path | None, tensors: Mapping[str, LazyTensor], progress: Callable[[int], object] | None) -> None:
+def _write_shard(
+    file: Path | None, tensors: Mapping[str, LazyTensor], progress: Callable[[int], object] | None
+) -> None:
     if file is None:
         for tensor in tensors.values():
             tensor.read()

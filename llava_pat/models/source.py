@@ -170,7 +170,7 @@ def _open_llava(folder: str, kind: str, base: str | None, vision_tower: str | No
         elif need_tower:
             tower = tower_weights(tower_at, vision)
     width = settings["mm_hidden_size"] if vision is None else vision.hidden_size
-    expected = build_projector_shapes(settings["mm_projector_type"], width, text.hidden_size)
+    expected = projector_shapes(settings["mm_projector_type"], width, text.hidden_size)
     generation = find_file(weights_of, GENERATION_CONFIG)
     return Checkpoint(
         kind=kind,
@@ -289,7 +289,7 @@ def _open_hf(folder: str, base: str | None, vision_tower: str | None) -> Checkpo
     rows = int(record.get("vocab_size", config.get("image_token_index", 32000)))
     text.vocab_size, language = min(rows, text.vocab_size), _cut_rows(language, rows)
     generation = find_file(folder, GENERATION_CONFIG)
-    expected = build_projector_shapes("mlp2x_gelu", vision.hidden_size, text.hidden_size)
+    expected = projector_shapes("mlp2x_gelu", vision.hidden_size, text.hidden_size)
     return Checkpoint(
         kind="hf",
         name=folder,
@@ -335,7 +335,7 @@ def _fit_language(
     return text, _fit(expected, language, f"{where}: the language model")
 
 
-def build_projector_shapes(kind: str, width: int, hidden: int) -> dict[str, tuple[int, ...]]:
+def projector_shapes(kind: str, width: int, hidden: int) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         projector = build_projector(kind, width, hidden)
     return {PROJECTOR_PREFIX + key: tuple(tensor.shape) for key, tensor in projector.state_dict().items()}

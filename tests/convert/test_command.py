@@ -1,4 +1,4 @@
-"""`python -m llava_pat.convert` on what LLaVA wrote: there and back to the bit, the same model on the way, clear errors."""
+"""`python -m llava_pat.convert` on what LLaVA wrote: there and back to the bit, the same model, clear errors."""
 
 from __future__ import annotations
 
@@ -52,7 +52,9 @@ def test_there_and_back_is_the_same_to_the_bit(world, tmp_path, capsys):
     assert main([str(back), str(again), "--no-verify"]) == 0
     equal(world / "hf", again)
     assert {f: (again / f).read_text() for f in os.listdir(again) if f.endswith(".json") and f != "config.json"} == {
-        f: (world / "hf" / f).read_text() for f in os.listdir(world / "hf") if f.endswith(".json") and f != "config.json"
+        f: (world / "hf" / f).read_text()
+        for f in os.listdir(world / "hf")
+        if f.endswith(".json") and f != "config.json"
     }
 
 
@@ -88,9 +90,18 @@ def test_names_and_configs_for_both_versions(world):
     assert len(tower) == 55 and all(key.startswith("vision_tower.vision_model.") for key in tower)
     made = config(world / "hf")
     assert (made["model_type"], made["image_token_index"], made["pad_token_id"]) == ("llava", 520, 521)
-    assert (made["image_seq_length"], made["vision_feature_layer"], made["vision_feature_select_strategy"]) == (64, -2, "default")
+    assert (made["image_seq_length"], made["vision_feature_layer"], made["vision_feature_select_strategy"]) == (
+        64,
+        -2,
+        "default",
+    )
     text = made["text_config"]
-    assert (text["rope_theta"], text["torch_dtype"], text["vocab_size"], text["model_type"]) == (1e4, "bfloat16", 576, "llama")
+    assert (text["rope_theta"], text["torch_dtype"], text["vocab_size"], text["model_type"]) == (
+        1e4,
+        "bfloat16",
+        576,
+        "llama",
+    )
     assert "rope_parameters" not in text and "dtype" not in text
     vision = made["vision_config"]
     assert (vision["hidden_size"], vision["image_size"], vision["patch_size"]) == (64, 112, 14)
@@ -127,7 +138,9 @@ def test_sharded_there_and_back(world, tmp_path):
     assert len(list(many.glob("model-*.safetensors"))) > 3
     equal(many, world / "hf")
     LlavaForConditionalGeneration.from_pretrained(many)
-    assert main([str(many), str(tmp_path / "llava-b"), "--tower", "drop", "--max_shard_size", "200KB", "--no-verify"]) == 0
+    assert (
+        main([str(many), str(tmp_path / "llava-b"), "--tower", "drop", "--max_shard_size", "200KB", "--no-verify"]) == 0
+    )
     assert len(tensor_files(tmp_path / "llava-b")) == 25
 
 
@@ -141,7 +154,10 @@ def test_a_trained_tower_survives(world, tmp_path, capsys):
     source = tmp_path / "llava-v1.5-tower"
     shutil.copytree(world / "llava-v1.5-tiny", source)
     weights = {k: v for k, v in load_file(source / "model.safetensors").items() if "vision_tower" not in k}
-    tower = {f"model.vision_tower.vision_tower.{k}": v + 0.01 for k, v in load_file(world / "clip" / "model.safetensors").items()}
+    tower = {
+        f"model.vision_tower.vision_tower.{k}": v + 0.01
+        for k, v in load_file(world / "clip" / "model.safetensors").items()
+    }
     save_file(weights | tower, source / "model.safetensors", metadata={"format": "pt"})
     settings = config(source) | {"unfreeze_mm_vision_tower": True, "mm_vision_tower": str(world / "clip")}
     (source / "config.json").write_text(json.dumps(settings))
@@ -168,7 +184,11 @@ def test_llava_hf_by_transformers_itself(world, tmp_path, capsys):
     assert "say --vision_tower" in capsys.readouterr().err
     assert main([str(theirs), str(tmp_path / "llava-x"), "--vision_tower", str(world / "clip")]) == 0
     made = config(tmp_path / "llava-x")
-    assert (made["mm_vision_tower"], made["vocab_size"], made["image_aspect_ratio"]) == (str(world / "clip"), 520, "pad")
+    assert (made["mm_vision_tower"], made["vocab_size"], made["image_aspect_ratio"]) == (
+        str(world / "clip"),
+        520,
+        "pad",
+    )
     bf16 = {k: t.read() for k, t in tensor_files(tmp_path / "llava-x").items()}
     expected = tensor_files(world / "llava-v1.5-tiny")
     assert all(torch.equal(t, expected[k].read().to(torch.bfloat16)) for k, t in bf16.items() if "tower" not in k)

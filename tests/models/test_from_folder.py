@@ -49,7 +49,9 @@ def test_llavas_checkpoint_gives_llavas_logits_and_answers(written):
         square = Image.new("RGB", (side, side), tuple(int(mean * 255) for mean in processor.image_mean))
         square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
         pixels = torch.from_numpy(processor(square)["pixel_values"][0])[None]
-        ids = [i for one in sample["input_ids"] for i in ([one] if one != IMAGE_TOKEN_INDEX else [one] * model.num_patches)]
+        ids = [
+            i for one in sample["input_ids"] for i in ([one] if one != IMAGE_TOKEN_INDEX else [one] * model.num_patches)
+        ]
         ids = torch.tensor([ids])
         with torch.no_grad():
             hidden = model.forward_hidden(ids, torch.ones_like(ids), model.project(model.encode_images(pixels)))
@@ -61,7 +63,7 @@ def test_llavas_checkpoint_gives_llavas_logits_and_answers(written):
 
 
 def test_the_released_config(world):
-    """Model type "llava", fewer keys: no rope_theta, no mm_patch_merge_type; a projector type LLaVA has a default for."""
+    """Model type "llava", fewer keys: no rope_theta, no mm_patch_merge_type."""
     expected = load(world / "llava-v1.5-tiny").model.state_dict()
     edit(
         world / "llava-v1.5-tiny", model_type="llava", mm_patch_merge_type="gone", mm_projector_lr="gone",
@@ -121,7 +123,9 @@ def test_a_trained_tower_comes_from_the_folder(written, world):
     again = load(out).model.state_dict()
     assert all(torch.equal(again[name], tensor) for name, tensor in loaded.model.state_dict().items())
     save_file(weights, world / "llava-v1.5-tiny" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="unfreeze_mm_vision_tower true, but the weights of the tower do not fit: 55 missing"):
+    with pytest.raises(
+        ValueError, match="unfreeze_mm_vision_tower true, but the weights of the tower do not fit: 55 missing"
+    ):
         load(world / "llava-v1.5-tiny")
 
 

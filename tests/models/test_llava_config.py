@@ -103,7 +103,7 @@ def test_reads_what_llava_wrote(written):
 
 
 def test_the_released_13b_config(tmp_path):
-    """Its keys, as a public fixture quotes them: no rope_theta, model_type "llava", LLaVA's defaults for what is absent."""
+    """Its keys, as a public fixture quotes them: no rope_theta, model_type "llava"."""
     released = {
         "_name_or_path": "llava-v1.5-13b", "architectures": ["LlavaLlamaForCausalLM"], "bos_token_id": 1,
         "eos_token_id": 2, "freeze_mm_mlp_adapter": False, "freeze_mm_vision_resampler": False, "hidden_act": "silu",

@@ -91,7 +91,9 @@ def test_the_files_beside(saved, assets):
 def test_a_trained_tower_is_written_with_its_flag(assets, tmp_path):
     model = VisionLanguageModel.from_pretrained(str(assets / "clip"), str(assets / "llm"), select_layer=-1)
     save_llava(model, tmp_path, config_of(assets), tokenizer_source=assets / "llm", with_tower=True)
-    theirs = {f"model.vision_tower.vision_tower.{k}": v for k, v in load_file(assets / "clip" / "model.safetensors").items()}
+    theirs = {
+        f"model.vision_tower.vision_tower.{k}": v for k, v in load_file(assets / "clip" / "model.safetensors").items()
+    }
     ours = {k: t.read() for k, t in tensor_files(tmp_path).items() if "vision_tower" in k}
     theirs = {k: v for k, v in theirs.items() if not k.endswith("position_ids")}
     assert sorted(ours) == sorted(theirs) and all(torch.equal(ours[k], theirs[k]) for k in theirs)

@@ -61,7 +61,9 @@ def test_the_command():
     assert words[:3] == ["python", "-m", "llava.eval.model_vqa_loader"] and "--model-base" not in words
     assert words[words.index("--model-path") + 1] == "/runs/llava-v1.5 7b"
     assert words[words.index("--conv-mode") + 1] == "vicuna_v1"
-    assert "pretrained=/runs/llava-v1.5 7b,model_name=llava-v1.5 7b,conv_template=vicuna_v1" in " ".join(shlex.split(lmms))
+    assert "pretrained=/runs/llava-v1.5 7b,model_name=llava-v1.5 7b,conv_template=vicuna_v1" in " ".join(
+        shlex.split(lmms)
+    )
     adapters = evaluation_command("out-lora", base="lmsys/vicuna-7b-v1.5", template="v1")
     assert "--model-base lmsys/vicuna-7b-v1.5" in adapters and "lmms_eval" not in adapters  # it knows no base
     with pytest.raises(ValueError, match="LLaVA has no conversation 'nonsense'"):

@@ -34,7 +34,9 @@ def test_our_writer_by_safetensors_own_reader(tmp_path):
     files = write_shards(tmp_path, {name: lazy(tensor) for name, tensor in TENSORS.items()})
     assert files == [tmp_path / "model.safetensors"] and os.listdir(tmp_path) == ["model.safetensors"]
     found = load_file(files[0])
-    assert all(torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in TENSORS.items())
+    assert all(
+        torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in TENSORS.items()
+    )
     same(tensor_files(tmp_path), TENSORS)
 
 
@@ -83,7 +85,9 @@ def test_one_tensor_is_held_at_a_time(tmp_path):
 
 def test_what_torch_saves_is_read_too(tmp_path):
     torch.save({"a": TENSORS["a"]}, tmp_path / "pytorch_model-00001-of-00002.bin")
-    torch.save({"c": TENSORS["c"].T}, tmp_path / "pytorch_model-00002-of-00002.bin", _use_new_zipfile_serialization=False)
+    torch.save(
+        {"c": TENSORS["c"].T}, tmp_path / "pytorch_model-00002-of-00002.bin", _use_new_zipfile_serialization=False
+    )
     places = {"a": "pytorch_model-00001-of-00002.bin", "c": "pytorch_model-00002-of-00002.bin"}
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
     same(tensor_files(tmp_path), {"a": TENSORS["a"], "c": TENSORS["c"].T})

@@ -1,4 +1,4 @@
-"""transformers' LlavaForConditionalGeneration on a llava-hf folder: last-position logits and greedy answers (README.md).
+"""transformers' LlavaForConditionalGeneration on a llava-hf folder: last logits and greedy answers (README.md).
 
 Runs with transformers 5 (our environment) and with 4.37.2 (check_llava.py says how that environment is made):
 
