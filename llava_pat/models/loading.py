@@ -82,11 +82,16 @@ _TOWERS = {
 
 @contextmanager
 def _hugging_face_report_off() -> Iterator[None]:
-    """Silences transformers' load report: the caller reads the same facts and raises on those that matter."""
+    """Silences transformers' load report: the caller reads the same facts and raises on those that matter.
+
+    The random state comes back as it was: how much of it loading draws depends on ZeRO-3 and on transformers, and a new
+    projector must follow from the seed alone.
+    """
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:
-        yield
+        with torch.random.fork_rng():
+            yield
     finally:
         transformers.logging.set_verbosity(verbosity)
 

@@ -59,6 +59,12 @@ class DataArguments:
     image_aspect_ratio: Literal["square", "pad"] = option(
         "square", "square: resize and centre crop (stage 1, LLaVA's default); pad: pad to a square first."
     )
+    bad_records: Literal["error", "skip"] = option(
+        "error",
+        "Records that cannot be trained on (an unanswered or empty answer, a wrong number of images, nothing left after "
+        "truncation): stop at start, or leave them out and say so.",
+    )
+    max_bad_records: float = option(0.01, "With bad_records skip: stop when more than this share would be left out.")
     regions_path: str | None = option(
         None, "Regions file (JSONL) of the training images; docs/index.md has the format."
     )

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
         FinetuneTrainingArguments,
     )
 
+# In the names of transformers' optimizers that bitsandbytes has (those with "torch" in them are torchao's).
+_BITSANDBYTES = ("bnb", "8bit", "paged", "ademamix", "lion")
+
 
 def resolve(values: MutableMapping[str, Any], strength: Mapping[str, int], output_dir: str, script: str) -> list[str]:
     """Complete `values` (flag name -> parsed value) in place.
@@ -165,6 +168,8 @@ def check(arguments: PretrainArguments | FinetuneArguments) -> None:
     _check_objective(data, alignment)
     if not 0 <= alignment.alignment_weight < float("inf"):
         raise ConfigError(f"--alignment_weight {alignment.alignment_weight}: expected a finite number >= 0")
+    if not 0 <= data.max_bad_records <= 1:
+        raise ConfigError(f"--max_bad_records {data.max_bad_records}: expected a share, 0 to 1")
     if data.eval_data_path is None:
         for name in ("eval_regions_path", "eval_image_folder"):
             if vars(data)[name] is not None:
@@ -241,7 +246,9 @@ def _check_adapter(
         raise ConfigError(f"--bits {adapter.bits} needs --lora_enable True: quantised weights cannot be trained themselves")
     if adapter.bits < 16 and plan.get("zero_optimization", {}).get("stage") == 3:
         raise ConfigError(f"--bits {adapter.bits} with ZeRO-3: quantised weights cannot be sharded; use scripts/zero2.json")
-    if "bnb" in str(training.optim) or "8bit" in str(training.optim) or adapter.bits < 16:
+    optimizer = training.optim.value
+    by_bitsandbytes = "torch" not in optimizer and any(mark in optimizer for mark in _BITSANDBYTES)
+    if by_bitsandbytes or adapter.bits < 16:
         if importlib.util.find_spec("bitsandbytes") is None:
             raise ConfigError("bitsandbytes is not installed: pip install 'llava-pat[qlora]', or pip install bitsandbytes")
 

@@ -54,6 +54,11 @@ class FinetuneDataArguments(DataArguments):
     image_aspect_ratio: Literal["square", "pad"] = option(
         "pad", f"pad: pad to a square first ({_RECIPE}); square: what the tower's own processor does."
     )
+    bad_records: Literal["error", "skip"] = option(
+        "skip",
+        "Records that cannot be trained on (LLaVA's mix665K has some, which LLaVA masks or trains on in silence): leave "
+        "them out and say so, or stop at start.",
+    )
 
 
 @dataclass

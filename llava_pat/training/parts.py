@@ -164,7 +164,7 @@ def _with_data(arguments: PretrainArguments | FinetuneArguments, model: VisionLa
 
     def dataset(path: str, images: str, regions: str | None) -> LlavaDataset:
         return LlavaDataset(
-            load_records(path),
+            load_records(path, data.bad_records),
             images,
             template,
             tokenizer,

@@ -38,9 +38,9 @@ def rehearse(weights: Weights, tokenizer: PreTrainedTokenizerBase, folder: Path)
                 again = load_tokenizer(trial, tokenizer.model_max_length)
         except (OSError, ValueError) as error:
             raise ConfigError(f"{folder}: a checkpoint of this run could not be written and read back: {error}") from error
-    asked = weights.task.model.llm.config
+    asked, found = weights.task.model.llm.config.to_dict(), found.to_dict()
     for name in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "rope_parameters", "tie_word_embeddings"):
-        ours, theirs = vars(asked).get(name), vars(found).get(name)
+        ours, theirs = asked.get(name), found.get(name)
         if ours != theirs:
             raise ConfigError(f"{folder}: config.json does not come back: {name} is {ours!r} here and {theirs!r} there")
     if weights.has_tokenizer and again.encode(_PROBE) != tokenizer.encode(_PROBE):

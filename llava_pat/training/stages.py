@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from llava_pat.models.llava_config import READABLE_BY_LLAVA, finetune_config, la
 from llava_pat.models.llava_names import check_output_name, evaluation_command
 from llava_pat.training import output
 from llava_pat.training.arguments import PretrainArguments, parse_pretrain
+from llava_pat.training.data_check import check_data
 from llava_pat.training.finetune_arguments import FinetuneArguments, parse_finetune
 from llava_pat.training.flags import ConfigError
 from llava_pat.training.measure import Probe
@@ -74,10 +74,7 @@ def _run(arguments: Arguments) -> dict[str, Any]:
     set_seed(training.seed)
     parts = build_parts(arguments)
     task = build_task(arguments, parts)
-    for name, dataset in (("training", parts.train), ("held-out", parts.held_out)):
-        if dataset is not None and main:
-            report = dataset.check(parts.model.num_patches, progress=sys.stderr.isatty())
-            print(f"{name} data: {report}", flush=True)
+    parts = check_data(parts, arguments.data, main)
     weights = build_weights(arguments, task)
     if main:
         write_config(arguments, folder / output.CONFIG)
