@@ -1,4 +1,4 @@
-"""Every YAML, the published script and the DeepSpeed plan: parsed, and held against the published recipe."""
+"""Every YAML, the published script and the DeepSpeed plans: parsed, and held against the published recipe."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ import pytest
 import torch
 import yaml
 
+from llava_pat.models.llava_names import check_output_name
 from llava_pat.training import consistency
 from llava_pat.training.arguments import PretrainArguments, parse_pretrain
+from llava_pat.training.finetune_arguments import FinetuneArguments, parse_finetune
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(path for path in (ROOT / "scripts" / "configs").glob("*.yaml") if "_finetune" not in path.stem)
+FINETUNE_CONFIGS = sorted((ROOT / "scripts" / "configs").glob("*_finetune*.yaml"))
 
 # LLaVA-1.5's stage 1: scripts/v1_5/pretrain.sh and the paper's table of hyperparameters (arXiv 2310.03744).
 RECIPE = {
@@ -40,6 +43,39 @@ RECIPE = {
     "report_to": ["wandb"],
 }
 
+# Stage 2: scripts/v1_5/finetune.sh; finetune_lora.sh adds and changes what is in LORA_RECIPE.
+FINETUNE_RECIPE = {
+    **{name: RECIPE[name] for name in RECIPE if name not in ("per_device_train_batch_size", "learning_rate")},
+    "version": "v1",
+    "image_aspect_ratio": "pad",
+    "group_by_modality_length": True,
+    "per_device_train_batch_size": 16,
+    "learning_rate": 2e-5,
+    "mm_projector_lr": None,
+    "lora_enable": False,
+    "bits": 16,
+    "freeze_backbone": False,
+    "freeze_mm_mlp_adapter": False,
+    "unfreeze_mm_vision_tower": False,
+    "max_grad_norm": 1.0,
+    "alignment": "none",
+}
+LORA_RECIPE = {
+    "lora_enable": True,
+    "lora_r": 128,
+    "lora_alpha": 256,
+    "lora_dropout": 0.05,
+    "lora_bias": "none",
+    "mm_projector_lr": 2e-5,
+    "learning_rate": 2e-4,
+}
+QLORA_RECIPE = {"bits": 4, "quant_type": "nf4", "double_quant": True, "per_device_train_batch_size": 4}
+KINDS = {
+    "finetune": FINETUNE_RECIPE,
+    "finetune_lora": FINETUNE_RECIPE | LORA_RECIPE,
+    "finetune_qlora": FINETUNE_RECIPE | LORA_RECIPE | QLORA_RECIPE,
+}
+
 
 @pytest.fixture(autouse=True)
 def repository_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +86,7 @@ def repository_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def flat(arguments: PretrainArguments) -> dict[str, object]:
+def flat(arguments: PretrainArguments | FinetuneArguments) -> dict[str, object]:
     return {name: value for part in arguments for name, value in vars(part).items()}
 
 
@@ -95,14 +131,110 @@ def test_the_published_script_has_the_published_arguments() -> None:
     assert parse_pretrain([*arguments, *pat]).alignment.alignment_weight == 5
 
 
+# ---- stage 2
+
+
+def test_every_kind_of_stage_2_has_its_configs() -> None:
+    names = {f"{name}_{kind}" for name in ("playground", "llava-v1.5-7b", "llava-v1.5-13b") for kind in KINDS}
+    assert {path.stem for path in FINETUNE_CONFIGS} == names
+
+
+@pytest.mark.parametrize("config", FINETUNE_CONFIGS, ids=lambda path: path.stem)
+def test_every_stage_2_config_is_parsed(config: Path) -> None:
+    arguments = parse_finetune(["--config", str(config)])
+    lora = "lora" in config.stem
+    assert arguments.adapter.lora_enable == lora
+    assert arguments.adapter.bits == (4 if "qlora" in config.stem else 16)
+    assert check_output_name(arguments.training.output_dir, lora=lora, template="v1") == []
+    keys = re.findall(r"^(\w+):", config.read_text(), re.MULTILINE)
+    assert len(keys) == len(set(keys)), "a key twice: YAML would silently take the last"
+
+
+@pytest.mark.parametrize("config", FINETUNE_CONFIGS, ids=lambda path: path.stem)
+def test_a_stage_2_config_takes_the_projector_that_stage_1_leaves(config: Path) -> None:
+    first = parse_pretrain(["--config", str(_stage_1_of(config)), "--alignment", "pat", "--regions_path", "r"])
+    second = parse_finetune(["--config", str(config)])
+    assert second.model.pretrain_mm_mlp_adapter == f"{first.training.output_dir}/mm_projector.bin"
+    for name in ("model_name_or_path", "vision_tower", "mm_projector_type", "mm_vision_select_layer"):
+        assert vars(second.model)[name] == vars(first.model)[name], name
+
+
+def _stage_1_of(config: Path) -> Path:
+    name = config.stem.partition("_finetune")[0]
+    return config.with_name("playground_pat.yaml" if name == "playground" else f"{name}.yaml")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", ["7b", "13b"])
+def test_the_real_recipe_of_stage_2(size: str, kind: str) -> None:
+    path = ROOT / "scripts" / "configs" / f"llava-v1.5-{size}_{kind}.yaml"
+    found = flat(parse_finetune(["--config", str(path)]))
+    assert {name: found[name] for name in KINDS[kind]} == KINDS[kind]
+    assert found["model_name_or_path"] == f"lmsys/vicuna-{size}-v1.5"
+    assert found["per_device_train_batch_size"] * found["gradient_accumulation_steps"] == 128  # one process here
+    written = yaml.safe_load(path.read_text())
+    assert written["tf32"] is True
+    plan = written.get("deepspeed")
+    assert plan == (None if kind == "finetune_qlora" else "scripts/zero3.json")  # one GPU shares with nobody
+    assert plan is None or (ROOT / plan).is_file()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_scripts_of_stage_2_run_their_configs(kind: str) -> None:
+    text = (ROOT / "scripts" / f"{kind}.sh").read_text()
+    command = text.splitlines()[-1]
+    assert command == f'launch_config train/finetune.py playground _{kind} "$@"'
+    named = re.findall(r"bash scripts/\S+ (llava-v1\.5-\w+)", text)
+    assert named
+    for name in named:
+        assert (ROOT / "scripts" / "configs" / f"{name}_{kind}.yaml").is_file()
+
+
+# ---- DeepSpeed's plans
+
+
+def plan(name: str) -> dict:
+    return json.loads((ROOT / "scripts" / name).read_text())
+
+
 def test_zero2_is_llavas() -> None:
-    plan = json.loads((ROOT / "scripts" / "zero2.json").read_text())
-    assert plan["zero_optimization"] == {
+    zero2 = plan("zero2.json")
+    assert zero2["zero_optimization"] == {
         "stage": 2,
         "overlap_comm": True,
         "contiguous_gradients": True,
         "sub_group_size": 1e9,
         "reduce_bucket_size": "auto",
     }
-    assert plan["bf16"] == {"enabled": "auto"} and plan["fp16"]["enabled"] == "auto"
-    assert "gradient_clipping" not in plan and "optimizer" not in plan
+
+
+def test_zero3_is_llavas() -> None:
+    assert plan("zero3.json")["zero_optimization"] == {
+        "stage": 3,
+        "overlap_comm": True,
+        "contiguous_gradients": True,
+        "sub_group_size": 1e9,
+        "reduce_bucket_size": "auto",
+        "stage3_prefetch_bucket_size": "auto",
+        "stage3_param_persistence_threshold": "auto",
+        "stage3_max_live_parameters": 1e9,
+        "stage3_max_reuse_distance": 1e9,
+        "stage3_gather_16bit_weights_on_model_save": True,
+    }
+
+
+def test_offload_is_zero3_with_weights_and_optimizer_on_the_cpu() -> None:
+    """LLaVA's has an optimizer and a scheduler of its own, which put the recipe's cosine aside."""
+    offload, zero3 = plan("zero3_offload.json"), plan("zero3.json")
+    for name in ("offload_optimizer", "offload_param"):
+        assert offload["zero_optimization"].pop(name) == {"device": "cpu", "pin_memory": True}
+    assert offload == zero3
+
+
+@pytest.mark.parametrize("name", ["zero2.json", "zero3.json", "zero3_offload.json"])
+def test_a_plan_leaves_the_recipe_to_the_flags(name: str) -> None:
+    found = plan(name)
+    assert found["bf16"] == {"enabled": "auto"} and found["fp16"]["enabled"] == "auto"
+    for key in ("train_micro_batch_size_per_gpu", "train_batch_size", "gradient_accumulation_steps"):
+        assert found[key] == "auto"
+    assert not {"optimizer", "scheduler", "gradient_clipping"} & found.keys()
