@@ -7,7 +7,10 @@ After a QLoRA run there are two bases to merge into, and two different models co
     "plain"    the base as it is on disk: what LLaVA's own loader does with an unmerged folder and --model-base; LoRA
                then meets weights that it has never seen
 
-For a run that was not quantised the two are the same.
+For a run that was not quantised the two are the same. Measured on the playground's Llama (4.1 M parameters; LoRA of
+rank 16, 40 steps on the text of 640 instruct records): greedy tokens equal to those of the trained 4-bit model 100 %
+("trained", held-out loss .9118 before and after) and 93.7 % ("plain", .9238); 8 bits 99.5 % and 99.2 % (its activations
+are quantised too, which no merged folder repeats).
 """
 
 from __future__ import annotations

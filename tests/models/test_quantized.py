@@ -185,10 +185,10 @@ def test_eight_bits_come_back_but_for_their_activations(build):
 
 @pytest.mark.parametrize(("bits", "share"), [(4, 0.5), (8, 0.05)])
 def test_how_far_quantised_logits_are(build, bits, share):
-    """Random weights are the hardest; what trained models lose is in docs/finetune.md."""
+    """.39 and .03 of the largest logit on these random weights. The playground's trained Llama goes from 3.552 nats to
+    3.598 in 4 bits and 3.550 in 8."""
     plain, quantised = logits(build(16)), logits(build(bits))
     difference = (plain - quantised).abs().max() / plain.abs().max()
-    print(bits, difference)
     assert 0 < difference < share
 
 
