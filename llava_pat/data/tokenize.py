@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase
+from transformers import CONFIG_MAPPING, AutoTokenizer, LlamaTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from llava_pat.data.sentencepiece_backend import adopt_sentencepiece
@@ -36,7 +36,9 @@ def load_tokenizer(path: str | Path, model_max_length: int = 2048) -> PreTrained
     `path` is a folder or a hub id. A Llama tokenizer with a `tokenizer.model` gives sentencepiece's own ids (see
     `sentencepiece_backend`). Raises DataError when the result cannot tokenise.
     """
-    tokenizer = AutoTokenizer.from_pretrained(path, model_max_length=model_max_length, padding_side="right")
+    tokenizer = AutoTokenizer.from_pretrained(
+        path, config=_family_config(path), model_max_length=model_max_length, padding_side="right"
+    )
     if not tokenizer.is_fast:
         raise DataError(f"{path}: {type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed")
     model_file = cached_file(path, "tokenizer.model", _raise_exceptions_for_missing_entries=False)
@@ -53,6 +55,14 @@ def load_tokenizer(path: str | Path, model_max_length: int = 2048) -> PreTrained
             raise DataError(f"{path}: the tokenizer has neither pad, unk nor eos token to pad with; set its pad_token")
         tokenizer.pad_token = substitute
     return tokenizer
+
+
+def _family_config(path: str | Path) -> PretrainedConfig | None:
+    """transformers picks a tokenizer by config.json's model_type, and does not know LLaVA's: it gets the family's."""
+    file = cached_file(path, "config.json", _raise_exceptions_for_missing_entries=False)
+    model_type = json.loads(Path(file).read_text(encoding="utf-8")).get("model_type") if file is not None else None
+    family = str(model_type).removeprefix("llava_")
+    return CONFIG_MAPPING[family]() if family != model_type and family in CONFIG_MAPPING else None
 
 
 def _is_legacy(path: str | Path) -> bool:
