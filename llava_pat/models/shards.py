@@ -85,7 +85,11 @@ def find_file(folder: str | Path, name: str) -> Path | None:
     if Path(folder).is_dir():
         file = Path(folder) / name
         return file if file.is_file() else None
-    found = cached_file(str(folder), name, _raise_exceptions_for_missing_entries=False)
+    try:
+        found = cached_file(str(folder), name, _raise_exceptions_for_missing_entries=False)
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise FileNotFoundError(f"{folder} is no folder here, and not readable as a hub id: {reason}") from error
     return None if found is None else Path(found)
 
 

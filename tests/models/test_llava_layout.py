@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sys
+import types
 
 import pytest
 import torch
@@ -115,6 +118,38 @@ def test_another_rank_reads_and_writes_nothing(llava, assets, tmp_path):
     folder = tmp_path / "out"
     save_llava(llava, folder, config_of(assets), tokenizer_source=assets / "llm", with_tower=False, write=False)
     assert not folder.exists()
+
+
+def test_shards_of_zero3_are_gathered_one_by_one(tiny_vlm, assets, tmp_path, monkeypatch):
+    """DeepSpeed leaves empty parameters with ds_id and ds_shape; each is whole inside its gather context only."""
+    model, open_now, most = tiny_vlm(), [], []
+    expected = {name: tensor.clone() for name, tensor in model.llm.state_dict().items()}
+    whole = {}
+    for parameter in model.parameters():
+        whole[id(parameter)] = parameter.data
+        parameter.ds_id, parameter.ds_shape, parameter.data = 0, parameter.shape, torch.empty(0)
+
+    @contextlib.contextmanager
+    def gathered(parameters):
+        (parameter,) = parameters
+        open_now.append(parameter)
+        most.append(len(open_now))
+        parameter.data = whole[id(parameter)]
+        yield
+        parameter.data = torch.empty(0)
+        open_now.pop()
+
+    deepspeed = types.ModuleType("deepspeed")
+    deepspeed.zero = types.SimpleNamespace(GatheredParameters=gathered)
+    monkeypatch.setitem(sys.modules, "deepspeed", deepspeed)
+    config = finetune_config(model.llm.config, vision_tower="t", vision_width=16)
+    folder = tmp_path / "llava"
+    save_llava(model, folder, config, tokenizer_source=assets / "llm", with_tower=True)
+    written, gathers = tensor_files(folder), len(most)
+    assert all(torch.equal(written[name].read(), tensor) for name, tensor in expected.items())
+    assert max(most) == 1 and len(written) == len(list(model.parameters()))
+    save_llava(model, tmp_path / "other", config, tokenizer_source=assets / "llm", with_tower=True, write=False)
+    assert len(most) == 2 * gathers and not (tmp_path / "other").exists()  # or the ranks would wait for each other
 
 
 def test_tied_embeddings_are_written_once(tiny_vlm, assets, tmp_path):
