@@ -81,14 +81,14 @@ def load_model(
     else:
         load_projector(folder, model.projector)
         if settings["unfreeze_mm_vision_tower"] and kind == "llava":
-            _load_own_tower(folder, model.tower)
+            load_own_tower(folder, model.tower)
     model.projector.to(dtype)
     model.requires_grad_(False)
     logger.info("%s: %s layout, language model from %s, vision tower from %s", folder, kind, language, tower_at)
     return LoadedModel(model.eval(), kind, language, settings["image_aspect_ratio"], settings, tower_at)
 
 
-def _load_own_tower(folder: str, tower: VisionTower) -> None:
+def load_own_tower(folder: str, tower: VisionTower) -> None:
     """The tower that was trained is in the folder; LLaVA reads it from there too."""
     stored = {key: t for key, t in tensor_files(folder).items() if key.startswith(TOWER_PREFIX)}
     wanted = {TOWER_PREFIX + with_vision_model(name): name for name in tower.model.state_dict()}

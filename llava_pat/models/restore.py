@@ -13,14 +13,16 @@ from llava_pat.models.vlm import VisionLanguageModel
 
 
 @torch.no_grad()
-def load_llava(model: VisionLanguageModel, folder: str | Path) -> None:
-    """In place: language model, projector, and the tower where it trains; each tensor cast to its parameter's dtype.
+def load_llava(model: VisionLanguageModel, folder: str | Path, with_tower: bool | None = None) -> None:
+    """In place: language model, projector, and the tower if it is there; each tensor cast to its parameter's dtype.
+
+    with_tower: whether the folder holds the tower; by default whether it trains.
 
     Raises ValueError for missing, surplus or misshapen tensors before anything is changed; as `tensor_files` for files.
     """
     wanted = _named(model.llm, "")
     wanted |= _named(model.projector, PROJECTOR_PREFIX)
-    if model.tower_is_trained:
+    if model.tower_is_trained if with_tower is None else with_tower:
         tower = _named(model.tower.model, "")
         wanted |= {TOWER_PREFIX + with_vision_model(name): tensor for name, tensor in tower.items()}
     stored = tensor_files(folder)

@@ -18,9 +18,11 @@ from llava_pat.data.templates import get_template
 from llava_pat.data.tokenize import load_tokenizer
 from llava_pat.models.adapters import add_lora
 from llava_pat.models.checkpoint import load_projector
-from llava_pat.models.llava_config import llava_settings
+from llava_pat.models.from_folder import load_own_tower
+from llava_pat.models.llava_config import llava_settings, refuse_unsupported
 from llava_pat.models.loading import load_image_processor
 from llava_pat.models.quantized import prepare_quantized, quantization
+from llava_pat.models.source import find_tower
 from llava_pat.models.vlm import VisionLanguageModel
 from llava_pat.training.arguments import ModelArguments, PretrainArguments, TrainingArguments
 from llava_pat.training.finetune_arguments import FinetuneArguments
@@ -38,15 +40,14 @@ class Parts(NamedTuple):
     train: LlavaDataset
     held_out: LlavaDataset | None
     collator: Collator
+    own_tower: bool = False  # the vision tower is not, or will not be, the one that its name says: it was trained
 
 
 def build_parts(arguments: PretrainArguments | FinetuneArguments) -> Parts:
     """Everything that a stage needs, ready to train; ConfigError or DataError for what does not fit together."""
     if isinstance(arguments, PretrainArguments):
-        model = _stage1_model(arguments)
-    else:
-        model = _stage2_model(arguments)
-    return _with_data(arguments, model)
+        return _with_data(arguments, _stage1_model(arguments), own_tower=False)
+    return _with_data(arguments, *_stage2_model(arguments))
 
 
 def compute_dtype(training: TrainingArguments) -> torch.dtype:
@@ -75,7 +76,8 @@ def _stage1_model(arguments: PretrainArguments) -> VisionLanguageModel:
     return model
 
 
-def _stage2_model(arguments: FinetuneArguments) -> VisionLanguageModel:
+def _stage2_model(arguments: FinetuneArguments) -> tuple[VisionLanguageModel, bool]:
+    """The model, and whether its tower is part of the checkpoint."""
     model_arguments, adapter, training = arguments.model, arguments.adapter, arguments.training
     refuse_missing_folder("model_name_or_path", model_arguments.model_name_or_path)
     with blamed_on("model_name_or_path"):
@@ -89,6 +91,13 @@ def _stage2_model(arguments: FinetuneArguments) -> VisionLanguageModel:
         raise ConfigError(
             "missing --pretrain_mm_mlp_adapter: the projector of stage 1 (bash scripts/pretrain_pat.sh makes one). "
             f"To start from a random one on purpose: --pretrain_mm_mlp_adapter {RANDOM_PROJECTOR}"
+        )
+    came_with_tower = settings is not None and bool(settings["unfreeze_mm_vision_tower"])
+    own_tower = model_arguments.unfreeze_mm_vision_tower or came_with_tower
+    if own_tower and adapter.lora_enable:
+        raise ConfigError(
+            f"--lora_enable True: {model_arguments.model_name_or_path} holds a vision tower that was trained, for which "
+            "LLaVA's LoRA folder has no place; train without adapters"
         )
     dtype = compute_dtype(training)
     # Weights that train are kept in fp32; under DeepSpeed, which keeps its own fp32 copies, in the compute dtype.
@@ -104,9 +113,11 @@ def _stage2_model(arguments: FinetuneArguments) -> VisionLanguageModel:
             dtype=master if model_arguments.unfreeze_mm_vision_tower else dtype,
             attn_implementation=model_arguments.attn_implementation,
             llm_dtype=master if trains_llm else dtype,
-            whole_tower=model_arguments.unfreeze_mm_vision_tower,
+            whole_tower=own_tower,
             quantization_config=quantization(adapter.bits, adapter.quant_type, adapter.double_quant, dtype),
         )
+        if came_with_tower:
+            load_own_tower(model_arguments.model_name_or_path, model.tower)
     tower_layers = -1 if model_arguments.mm_vision_tower_layers is None else model_arguments.mm_vision_tower_layers
     model.set_trainable(
         llm=trains_llm,
@@ -120,19 +131,22 @@ def _stage2_model(arguments: FinetuneArguments) -> VisionLanguageModel:
         add_lora(
             model, r=adapter.lora_r, alpha=adapter.lora_alpha, dropout=adapter.lora_dropout, bias=adapter.lora_bias
         )
-    return model
+    return model, own_tower
 
 
 def _go_on_from(model_arguments: ModelArguments, settings: dict[str, Any]) -> None:
     """What a LLaVA checkpoint says about itself stands; flags that contradict it are refused."""
+    source = model_arguments.model_name_or_path
+    with blamed_on("model_name_or_path"):
+        refuse_unsupported(settings, source)
     for flag in ("mm_projector_type", "mm_vision_select_layer", "mm_vision_select_feature"):
         asked, theirs = vars(model_arguments)[flag], settings[flag]
         if asked != theirs:
             raise ConfigError(
-                f"--{flag} {asked}: {model_arguments.model_name_or_path} was trained with {theirs}; give that value"
+                f"--{flag} {asked}: {source} was trained with {theirs}; give that value"
             )
-    if model_arguments.vision_tower is None:
-        model_arguments.vision_tower = settings["mm_vision_tower"]
+    with blamed_on("model_name_or_path"):
+        model_arguments.vision_tower = find_tower(source, settings["mm_vision_tower"], model_arguments.vision_tower)
 
 
 def _fill_projector(
@@ -147,7 +161,9 @@ def _fill_projector(
             load_projector(source, model.projector)
 
 
-def _with_data(arguments: PretrainArguments | FinetuneArguments, model: VisionLanguageModel) -> Parts:
+def _with_data(
+    arguments: PretrainArguments | FinetuneArguments, model: VisionLanguageModel, own_tower: bool
+) -> Parts:
     model_arguments, data, training = arguments.model, arguments.data, arguments.training
     with blamed_on("model_name_or_path"):
         tokenizer = load_tokenizer(model_arguments.model_name_or_path, training.model_max_length)
@@ -179,7 +195,8 @@ def _with_data(arguments: PretrainArguments | FinetuneArguments, model: VisionLa
         images = data.eval_image_folder or data.image_folder
         held_out = dataset(data.eval_data_path, images, data.eval_regions_path)
     collator = Collator(model.num_patches, tokenizer.pad_token_id, training.model_max_length)
-    return Parts(model, tokenizer, dataset(data.data_path, data.image_folder, data.regions_path), held_out, collator)
+    train = dataset(data.data_path, data.image_folder, data.regions_path)
+    return Parts(model, tokenizer, train, held_out, collator, own_tower)
 
 
 @contextlib.contextmanager

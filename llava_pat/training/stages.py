@@ -75,7 +75,7 @@ def _run(arguments: Arguments) -> dict[str, Any]:
     parts = build_parts(arguments)
     task = build_task(arguments, parts)
     parts = check_data(parts, arguments.data, main)
-    weights = build_weights(arguments, task)
+    weights = build_weights(arguments, task, parts)
     if main:
         write_config(arguments, folder / output.CONFIG)
         if isinstance(arguments, FinetuneArguments):
@@ -157,7 +157,7 @@ def build_task(arguments: Arguments, parts: Parts) -> AlignedTraining:
     return AlignedTraining(parts.model, objective, arguments.alignment.alignment_weight)
 
 
-def build_weights(arguments: Arguments, task: AlignedTraining) -> Weights:
+def build_weights(arguments: Arguments, task: AlignedTraining, parts: Parts) -> Weights:
     """How this run's checkpoints are written and read."""
     model_arguments, data, training = arguments.model, arguments.data, arguments.training
     described = dict(
@@ -179,12 +179,12 @@ def build_weights(arguments: Arguments, task: AlignedTraining) -> Weights:
         **described,
         mm_projector_lr=training.mm_projector_lr,
         freeze_mm_mlp_adapter=model_arguments.freeze_mm_mlp_adapter,
-        unfreeze_mm_vision_tower=model_arguments.unfreeze_mm_vision_tower,
+        unfreeze_mm_vision_tower=parts.own_tower,
         dtype=str(dtype).removeprefix("torch."),
     )
     if arguments.adapter.lora_enable:
         return LoraWeights(task, config, dtype)
-    return FullWeights(task, config, dtype, model_arguments.model_name_or_path)
+    return FullWeights(task, config, dtype, model_arguments.model_name_or_path, parts.own_tower)
 
 
 def build_trainer(

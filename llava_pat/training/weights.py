@@ -79,16 +79,22 @@ class ProjectorWeights(Weights):
 class FullWeights(Weights):
     """A checkpoint in LLaVA's layout.
 
-    dtype: of a finished one. tokenizer_source: the folder or hub id whose tokenizer files go along.
+    dtype: of a finished one. tokenizer_source: the folder or hub id whose tokenizer files go along. with_tower: whether
+    the tower is part of it, because this run or an earlier one trained it.
     """
 
     has_tokenizer = True
 
     def __init__(
-        self, task: AlignedTraining, config: Mapping[str, Any], dtype: torch.dtype, tokenizer_source: str
+        self,
+        task: AlignedTraining,
+        config: Mapping[str, Any],
+        dtype: torch.dtype,
+        tokenizer_source: str,
+        with_tower: bool,
     ) -> None:
         super().__init__(task, config)
-        self.dtype, self.tokenizer_source = dtype, tokenizer_source
+        self.dtype, self.tokenizer_source, self.with_tower = dtype, tokenizer_source, with_tower
 
     def save_companions(self, folder: Path) -> None:
         super().save_companions(folder)
@@ -97,7 +103,7 @@ class FullWeights(Weights):
 
     def bytes_on_disk(self) -> int:
         model = self.task.model
-        parts = [model.llm, model.projector, *([model.tower] if model.tower_is_trained else [])]
+        parts = [model.llm, model.projector, *([model.tower] if self.with_tower else [])]
         return sum(_count(parameter) * self.dtype.itemsize for part in parts for parameter in part.parameters())
 
     def _save_model(self, folder: Path, write: bool, final: bool) -> None:
@@ -107,11 +113,12 @@ class FullWeights(Weights):
             self.config,
             tokenizer_source=self.tokenizer_source,
             dtype=self.dtype if final else None,
+            with_tower=self.with_tower,
             write=write,
         )
 
     def _load_model(self, folder: Path) -> None:
-        load_llava(self.task.model, folder)
+        load_llava(self.task.model, folder, self.with_tower)
 
 
 class LoraWeights(Weights):
