@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration
+from transformers import AutoModelForCausalLM, BaseImageProcessor, LlavaForConditionalGeneration
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from llava_pat.models.checkpoint import load_projector
 from llava_pat.models.llava_config import read_config, refuse_unsupported, settings_of
 from llava_pat.models.llava_layout import TOWER_PREFIX, with_vision_model
-from llava_pat.models.loading import available_attention
+from llava_pat.models.loading import available_attention, load_image_processor
 from llava_pat.models.projectors import build_projector
 from llava_pat.models.shards import tensor_files
 from llava_pat.models.source import HF_RECORD, find_tower, layout_of, stage1_base
@@ -31,7 +32,8 @@ class LoadedModel:
     tokenizer_source: str  # for data.tokenize.load_tokenizer
     image_aspect_ratio: str  # "square" or "pad": how its images were made
     config: dict  # LLaVA's own settings (mm_* and the like)
-    vision_tower: str  # where the image processor is, for models.loading.load_image_processor
+    vision_tower: str  # where it was found; for "hf" the folder itself
+    image_processor: BaseImageProcessor  # the tower's; data.geometry.geometry_for makes pixels with it
 
 
 def load_model(
@@ -85,7 +87,8 @@ def load_model(
     model.projector.to(dtype)
     model.requires_grad_(False)
     logger.info("%s: %s layout, language model from %s, vision tower from %s", folder, kind, language, tower_at)
-    return LoadedModel(model.eval(), kind, language, settings["image_aspect_ratio"], settings, tower_at)
+    processor = load_image_processor(tower_at, model.image_size)
+    return LoadedModel(model.eval(), kind, language, settings["image_aspect_ratio"], settings, tower_at, processor)
 
 
 def load_own_tower(folder: str, tower: VisionTower) -> None:
@@ -134,4 +137,6 @@ def _load_hf(folder: str, dtype: torch.dtype, attn_implementation: str) -> Loade
     settings = read_config(folder).get(HF_RECORD, {}).get("settings", {})
     model.requires_grad_(False)
     # Without a record it is llava-hf's own, which are LLaVA-1.5: trained on padded images.
-    return LoadedModel(model.eval(), "hf", folder, settings.get("image_aspect_ratio", "pad"), settings, folder)
+    aspect = settings.get("image_aspect_ratio", "pad")
+    processor = CLIPImageProcessorPil.from_pretrained(folder, do_pad=False)  # geometry_for pads, as training does
+    return LoadedModel(model.eval(), "hf", folder, aspect, settings, folder, processor)

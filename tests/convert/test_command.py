@@ -14,6 +14,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from llava_pat.convert.command import main, parser
+from llava_pat.data.geometry import geometry_for
+from llava_pat.data.tokenize import load_tokenizer
+from llava_pat.models.from_folder import load_model
+from llava_pat.models.generate import greedy
 from llava_pat.models.shards import tensor_files
 
 
@@ -80,6 +84,23 @@ def test_golden_logits_and_answers_by_transformers(world, assets):
         # fp32 on both sides; two versions of torch and transformers order their sums differently
         torch.testing.assert_close(logits, torch.tensor(sample["last_logits"]), rtol=0, atol=1e-5)
         assert new[0, len(ids) :].tolist() == sample["greedy_ids"][1:]
+
+
+def test_load_model_takes_llava_hf_too(world, assets):
+    golden = json.loads((assets / "golden.json").read_text(encoding="utf-8"))["generation"]
+    ours, theirs = (load_model(world / name, dtype=torch.float32) for name in ("llava-v1.5-tiny", "hf"))
+    assert (theirs.kind, theirs.image_aspect_ratio) == ("hf", "pad")
+    first, second = (geometry_for(loaded.image_aspect_ratio, loaded.image_processor) for loaded in (ours, theirs))
+    assert first == second
+    assert not any(parameter.requires_grad for parameter in theirs.model.parameters())
+    torch.manual_seed(0)
+    pixels = torch.randn(1, 3, 112, 112)
+    for sample in golden[:4]:
+        ids = torch.tensor([[i for one in sample["input_ids"] for i in ([one] if one >= 0 else [one] * 64)]])
+        assert greedy(ours.model, ids, pixels, 8, [2]) == greedy(theirs.model, ids, pixels, 8, [2])
+        patches = [loaded.model.project(loaded.model.encode_images(pixels)) for loaded in (ours, theirs)]
+        assert torch.equal(*patches)
+    assert len(load_tokenizer(theirs.tokenizer_source)) <= theirs.model.vocab_size
 
 
 def test_names_and_configs_for_both_versions(world):

@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from llava_pat.models.adapters import add_lora, save_lora
 from llava_pat.models.from_folder import load_model
 from llava_pat.models.generate import greedy
 from llava_pat.models.llava_config import finetune_config
 from llava_pat.models.llava_layout import save_llava
-from llava_pat.models.loading import load_image_processor
+from llava_pat.models.vlm import VisionLanguageModel
 from llava_pat.types import IMAGE_TOKEN_INDEX
 
 
@@ -41,7 +42,7 @@ def test_llavas_checkpoint_gives_llavas_logits_and_answers(written):
     assert loaded.tokenizer_source == str(written / "llava-v1.5-tiny")
     model = loaded.model
     assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
-    processor = load_image_processor(loaded.vision_tower, model.image_size)
+    processor = loaded.image_processor
     golden = json.loads((written / "golden.json").read_text(encoding="utf-8"))["generation"]
     for sample in golden:
         image = Image.open(written / "images" / sample["image"]).convert("RGB")
@@ -158,3 +159,32 @@ def test_a_projector_of_another_width(world):
 def test_a_plain_language_model_is_no_checkpoint(world):
     with pytest.raises(ValueError, match="in no layout that is known here .model_type 'llama', weights, no mm_. keys"):
         load(world / "llm")
+
+
+def test_adapters_on_their_base(world, written):
+    """What save_lora left, with the base given or found, answers as the model did that was saved."""
+    model = VisionLanguageModel.from_pretrained(str(world / "clip"), str(world / "llm"))
+    add_lora(model, r=4, alpha=8, dropout=0.0, bias="none")
+    torch.manual_seed(0)
+    for name, parameter in model.llm.named_parameters():
+        if "lora_" in name:
+            parameter.data.normal_(std=0.1)
+    config = finetune_config(
+        model.llm.config, vision_tower="../clip", vision_width=64, model_name_or_path=str(world / "llm")
+    )
+    save_lora(model, world / "llava-v1.5-lora", config)
+    ids = torch.tensor([[1, 5, *[IMAGE_TOKEN_INDEX] * model.num_patches, 9, 11]])
+    pixels = torch.randn(1, 3, 112, 112)
+
+    def logits(model):
+        with torch.no_grad():
+            patches = model.project(model.encode_images(pixels))
+            return model.llm.get_output_embeddings()(model.forward_hidden(ids, torch.ones_like(ids), patches))
+
+    expected = logits(model.eval())
+    loaded = load(world / "llava-v1.5-lora", base=str(world / "llm"))
+    assert (loaded.kind, loaded.tokenizer_source) == ("lora", str(world / "llm"))
+    assert torch.equal(logits(loaded.model), expected)
+    assert torch.equal(logits(load(world / "llava-v1.5-lora").model), expected)
+    plain = load_model(world / "out-llava-pt", dtype=torch.float32).model
+    assert (logits(plain) - expected).abs().max() > 0.01  # the adapters do something
