@@ -3,7 +3,7 @@
 #
 #     bash scripts/finetune_lora.sh                                 # the playground, after scripts/pretrain_pat.sh
 #     bash scripts/finetune_lora.sh llava-v1.5-7b                   # the real recipe on all GPUs of this machine
-#     bash scripts/convert.sh merge FOLDER OUT                      # a full checkpoint from the adapters
+#     python -m llava_pat.merge FOLDER OUT                          # a full checkpoint from the adapters
 #
 # The first word, when it is no flag, names scripts/configs/NAME_finetune_lora.yaml (or a YAML file). Flags behind it override the
 # YAML: python train/finetune.py --help. Relative paths are relative to the repository, as in LLaVA. OUTPUT_DIR or

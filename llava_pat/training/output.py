@@ -25,6 +25,9 @@ METRICS = "metrics.json"
 INITIAL = "metrics_init.json"
 CONFIG = "config.yaml"
 
+# What a folder has that must not be written over.
+_OF_A_MODEL = (PROJECTOR_BIN, "config.json", "adapter_config.json")
+
 # May change between the start of a run and its resumption without making it another run.
 _FREE = {
     "report_to", "run_name", "logging_steps", "logging_strategy", "save_total_limit", "save_steps", "save_strategy",
@@ -38,9 +41,10 @@ def claim(arguments: PretrainArguments | FinetuneArguments, folder: Path) -> str
     ConfigError when the folder holds a run with other settings (the differing ones are named) or files that are no run.
     """
     theirs = folder / CONFIG
-    if folder.is_dir() and any(folder.iterdir()) and not theirs.is_file() and (folder / PROJECTOR_BIN).is_file():
+    held = [name for name in _OF_A_MODEL if (folder / name).is_file()]
+    if held and not theirs.is_file():
         raise ConfigError(
-            f"{folder} holds a {PROJECTOR_BIN} but no {CONFIG}: not one of our runs. Choose another --output_dir"
+            f"{folder} holds a {held[0]} but no {CONFIG}: not one of our runs. Choose another --output_dir"
         )
     if not theirs.is_file():
         return None

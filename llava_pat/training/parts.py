@@ -22,7 +22,7 @@ from llava_pat.models.from_folder import load_own_tower
 from llava_pat.models.llava_config import llava_settings, refuse_unsupported
 from llava_pat.models.loading import load_image_processor
 from llava_pat.models.quantized import prepare_quantized, quantization
-from llava_pat.models.source import find_tower
+from llava_pat.models.source import find_tower, layout_of
 from llava_pat.models.vlm import VisionLanguageModel
 from llava_pat.training.arguments import ModelArguments, PretrainArguments, TrainingArguments
 from llava_pat.training.finetune_arguments import FinetuneArguments
@@ -138,13 +138,22 @@ def _go_on_from(model_arguments: ModelArguments, settings: dict[str, Any]) -> No
     """What a LLaVA checkpoint says about itself stands; flags that contradict it are refused."""
     source = model_arguments.model_name_or_path
     with blamed_on("model_name_or_path"):
+        kind = layout_of(source)
         refuse_unsupported(settings, source)
+    if kind == "lora":
+        raise ConfigError(
+            f"--model_name_or_path {source} holds adapters, not a whole model: merge them first, "
+            f"bash scripts/convert.sh merge {source} OUT"
+        )
+    if kind == "stage1":
+        raise ConfigError(
+            f"--model_name_or_path {source} holds the projector of a stage 1, not a whole model: give its language model "
+            f"there, and --pretrain_mm_mlp_adapter {source}"
+        )
     for flag in ("mm_projector_type", "mm_vision_select_layer", "mm_vision_select_feature"):
         asked, theirs = vars(model_arguments)[flag], settings[flag]
         if asked != theirs:
-            raise ConfigError(
-                f"--{flag} {asked}: {source} was trained with {theirs}; give that value"
-            )
+            raise ConfigError(f"--{flag} {asked}: {source} was trained with {theirs}; give that value")
     with blamed_on("model_name_or_path"):
         model_arguments.vision_tower = find_tower(source, settings["mm_vision_tower"], model_arguments.vision_tower)
 

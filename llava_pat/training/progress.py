@@ -66,6 +66,8 @@ def table(metrics: Mapping[str, Any]) -> str:
     hits = sorted(name for name in metrics if name.startswith("hit_") and name.endswith("_init"))
     facets = [name.removesuffix("_init") for name in hits if "_at_" not in name]
     rows = dict(ROWS)
+    if metrics["stage"] == 2:
+        rows["caption_loss"] = "answer loss, held out (nats per token)"
     rows |= {name: f"nearest {name.removeprefix('hit_')} right" for name in facets}
     lines = [f"{'objective: ' + str(metrics['objective']):42s} {'at init':>10s} {'trained':>10s}"]
     for name, words in rows.items():

@@ -115,8 +115,13 @@ def _what_next(arguments: FinetuneArguments, weights: Weights) -> str:
             f"LLaVA's own code does not load a {weights.config['model_type']}; for transformers and lmms-eval:\n"
             f"bash scripts/convert.sh {folder} {folder}-hf --to hf"
         )
-    base = source if arguments.adapter.lora_enable else None
-    return "evaluate it with:\n" + evaluation_command(folder, base=base, template=arguments.model.version)
+    if arguments.adapter.lora_enable:
+        return (
+            f"a full checkpoint of it: python -m llava_pat.merge {folder} {folder.replace('lora', 'merged')}\n"
+            "or evaluate the adapters with:\n"
+            + evaluation_command(folder, base=source, template=arguments.model.version)
+        )
+    return "evaluate it with:\n" + evaluation_command(folder, base=None, template=arguments.model.version)
 
 
 def summary(
@@ -132,6 +137,7 @@ def summary(
     first = output.step_of(checkpoint) if checkpoint else 0
     per_step = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
     return {
+        "stage": 1 if isinstance(arguments, PretrainArguments) else 2,
         "objective": arguments.alignment.alignment,
         "seed": training.seed,
         "steps": steps,
