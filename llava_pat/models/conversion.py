@@ -81,14 +81,13 @@ def write_llava(
     checkpoint: Checkpoint,
     folder: Path,
     *,
-    vision_tower: str | None = None,
     max_shard_size: int | str = "5GB",
     progress: Progress | None = None,
 ) -> dict[str, LazyTensor]:
     """LLaVA's layout. Returns what was written, by name.
 
-    vision_tower: the name for config.json; by default the one that is recorded. The tower's weights are written only
-    if they are the checkpoint's own; see `compare_tower` for a llava-hf folder, which always has some.
+    The tower's weights are written only if they are the checkpoint's own; see `compare_tower` for a llava-hf folder,
+    which always has some.
     """
     tensors = checkpoint.language | checkpoint.projector
     if checkpoint.tower_is_own:
@@ -102,7 +101,7 @@ def write_llava(
     write_generation_config(
         {key: value for key, value in checkpoint.generation.items() if key != "pad_token_id"}, folder
     )
-    config = finetune_config(checkpoint.text, **_settings(checkpoint, vision_tower)) | {
+    config = finetune_config(checkpoint.text, **_settings(checkpoint)) | {
         key: checkpoint.settings[key]
         for key in ("freeze_mm_mlp_adapter", "tune_mm_mlp_adapter")
         if key in checkpoint.settings
@@ -114,19 +113,19 @@ def write_llava(
     return tensors
 
 
-def write_stage1(checkpoint: Checkpoint, folder: Path, *, vision_tower: str | None = None) -> dict[str, LazyTensor]:
+def write_stage1(checkpoint: Checkpoint, folder: Path) -> dict[str, LazyTensor]:
     """The projector alone, as stage 1 leaves it. Returns what was written, by name."""
     folder.mkdir(parents=True, exist_ok=True)
     write_projector({name: tensor.read() for name, tensor in checkpoint.projector.items()}, folder)
-    save_config(stage1_config(checkpoint.text, **_settings(checkpoint, vision_tower)), folder)
+    save_config(stage1_config(checkpoint.text, **_settings(checkpoint)), folder)
     return checkpoint.projector
 
 
-def _settings(checkpoint: Checkpoint, vision_tower: str | None) -> dict:
+def _settings(checkpoint: Checkpoint) -> dict:
     settings = checkpoint.settings
     dtype = checkpoint.language["model.embed_tokens.weight"].dtype
     return {
-        "vision_tower": vision_tower or settings["mm_vision_tower"],
+        "vision_tower": settings["mm_vision_tower"],
         "vision_width": checkpoint.vision_width,
         "projector_type": settings["mm_projector_type"],
         "select_layer": settings["mm_vision_select_layer"],

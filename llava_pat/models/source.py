@@ -336,6 +336,7 @@ def _fit_language(
 
 
 def projector_shapes(kind: str, width: int, hidden: int) -> dict[str, tuple[int, ...]]:
+    """The names, LLaVA's, and shapes of a projector of that kind. ValueError as `build_projector`."""
     with torch.device("meta"):
         projector = build_projector(kind, width, hidden)
     return {PROJECTOR_PREFIX + key: tuple(tensor.shape) for key, tensor in projector.state_dict().items()}
@@ -387,4 +388,5 @@ def _fit(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, LazyTensor
 
 
 def read_json(file: Path) -> dict:
+    """A JSON object from a file."""
     return json.loads(file.read_text(encoding="utf-8"))
