@@ -6,6 +6,7 @@ transformers only warns when weights are missing from a checkpoint and starts th
 from __future__ import annotations
 
 import logging
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -32,6 +34,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from llava_pat.models.llava_config import language_config
 from llava_pat.models.open_clip_tower import is_open_clip, load_open_clip_processor, load_open_clip_tower
+from llava_pat.models.shards import tensor_files
 from llava_pat.models.towers import VisionTower
 
 logger = logging.getLogger(__name__)
@@ -96,6 +99,16 @@ def _hugging_face_report_off() -> Iterator[None]:
         transformers.logging.set_verbosity(verbosity)
 
 
+@contextmanager
+def _damaged_file_named(name_or_path: str) -> Iterator[None]:
+    """A truncated file, or a pickle that is no tensors, becomes the ValueError that names the file and the way out."""
+    try:
+        yield
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError):
+        tensor_files(name_or_path)  # reads all headers and raises, if it was a file's fault
+        raise
+
+
 def load_vision_tower(name_or_path: str | Path, dtype: torch.dtype, attn_implementation: str) -> VisionTower:
     """The vision tower of a CLIP, SigLIP, DINOv2 or open_clip model (a folder or a name), all layers, in eval mode.
 
@@ -112,7 +125,7 @@ def load_vision_tower(name_or_path: str | Path, dtype: torch.dtype, attn_impleme
         raise ValueError(
             f"vision tower {name_or_path}: image size {side} is not a multiple of patch size {vision_config.patch_size}"
         )
-    with _hugging_face_report_off():
+    with _hugging_face_report_off(), _damaged_file_named(name_or_path):
         model, info = kind.model.from_pretrained(
             name_or_path, dtype=dtype, attn_implementation=attn_implementation, output_loading_info=True
         )
@@ -147,7 +160,7 @@ def load_language_model(
             )
     attention = _attention_of(config, available_attention(attn_implementation))
     keywords = {} if quantization_config is None else {"quantization_config": quantization_config}
-    with _hugging_face_report_off():
+    with _hugging_face_report_off(), _damaged_file_named(name_or_path):
         llm, info = AutoModelForCausalLM.from_pretrained(
             name_or_path,
             config=config,
