@@ -1,6 +1,7 @@
 """A tiny world for whole runs: 32 px images in patches of 8 (16 patches), widths 16 and 24, twelve training images.
 
-Regions are spread unevenly (none on some images), captions differ in length, and `mixed.json` has text-only records.
+Regions are spread unevenly (none on some images), captions differ in length, `mixed.json` has text-only records, and
+`instruct.json` has those, several turns, and several images in a record.
 """
 
 from __future__ import annotations
@@ -102,6 +103,17 @@ class World:
         } | flags
         return [f"--{name}={value}" for name, value in settings.items() if value is not None]
 
+    def finetune_argv(self, out: Path, **flags: object) -> list[str]:
+        """A stage-2 command line, from the projector of a file; flags as in `argv`."""
+        settings: dict[str, object] = {
+            "version": "v1",
+            "data_path": self.folder / "instruct.json",
+            "eval_data_path": self.folder / "instruct_val.json",
+            "pretrain_mm_mlp_adapter": self.folder / "projector" / "mm_projector.bin",
+            "alignment": "none",
+        }
+        return self.argv(out, **(settings | flags))
+
     def environment(self, **more: str) -> dict[str, str]:
         """For subprocesses: one thread, this clone, this environment's ninja, the foreign objective importable."""
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -122,6 +134,7 @@ class World:
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("world")
     _models(folder)
+    _projector(folder)
     _data(folder)
     package = folder / "modules" / "my_package"
     package.mkdir(parents=True)
@@ -151,22 +164,67 @@ def make_trainer(world: World, tmp_path: Path) -> Callable[..., SimpleNamespace]
     """The real trainer on the tiny world, built as the stage builds it; flags as in World.argv."""
 
     def make(**flags: object) -> SimpleNamespace:
-        from transformers import set_seed
-
         from llava_pat.training.arguments import parse_pretrain
-        from llava_pat.training.parts import build_parts
-        from llava_pat.training.stages import build_task, build_trainer, build_weights
 
-        out = tmp_path / f"llava-{len(list(tmp_path.iterdir()))}"
-        out.mkdir()
-        arguments = parse_pretrain(world.argv(out, **flags))
-        set_seed(arguments.training.seed)
-        parts = build_parts(arguments)
-        task = build_task(arguments, parts)
-        trainer = build_trainer(arguments, parts, task, build_weights(arguments, task), initial={})
-        return SimpleNamespace(trainer=trainer, task=task, parts=parts, arguments=arguments, out=out)
+        out = _next_folder(tmp_path)
+        return _trainer(parse_pretrain(world.argv(out, **flags)), out)
 
     return make
+
+
+@pytest.fixture
+def make_finetuner(world: World, tmp_path: Path) -> Callable[..., SimpleNamespace]:
+    """As make_trainer, of stage 2; flags as in World.finetune_argv."""
+
+    def make(**flags: object) -> SimpleNamespace:
+        from llava_pat.training.finetune_arguments import parse_finetune
+
+        out = _next_folder(tmp_path)
+        return _trainer(parse_finetune(world.finetune_argv(out, **flags)), out)
+
+    return make
+
+
+@pytest.fixture
+def refused_finetune(world: World, tmp_path: Path, capsys: pytest.CaptureFixture) -> Callable[..., str]:
+    """Runs a stage-2 command that must end with status 2 before the first step; returns its message."""
+    from llava_pat.training.launch import run
+    from llava_pat.training.stages import finetune
+
+    def attempt(*words: str, out: Path = tmp_path / "llava-refused", **flags: object) -> str:
+        before = set(out.rglob("*"))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            run(lambda: finetune([*world.finetune_argv(out, **flags), *words]))
+        assert exit_.value.code == 2
+        printed = capsys.readouterr()
+        message = printed.err.split("error: ", 1)[1]
+        assert "Traceback" not in message and "step 1/" not in printed.out
+        written = {path.name for path in set(out.rglob("*")) - before}
+        assert written <= {"config.yaml"}, f"left behind: {written}"
+        return message
+
+    return attempt
+
+
+def _next_folder(tmp_path: Path) -> Path:
+    out = tmp_path / f"llava-{len(list(tmp_path.iterdir()))}"
+    out.mkdir()
+    return out
+
+
+def _trainer(arguments, out: Path) -> SimpleNamespace:
+    from transformers import set_seed
+
+    from llava_pat.training.parts import build_parts
+    from llava_pat.training.stages import build_task, build_trainer, build_weights
+
+    set_seed(arguments.training.seed)
+    parts = build_parts(arguments)
+    task = build_task(arguments, parts)
+    weights = build_weights(arguments, task, parts)
+    trainer = build_trainer(arguments, parts, task, weights, initial={})
+    return SimpleNamespace(trainer=trainer, task=task, parts=parts, weights=weights, arguments=arguments, out=out)
 
 
 def _models(folder: Path) -> None:
@@ -188,11 +246,20 @@ def _models(folder: Path) -> None:
         shutil.copy(ASSETS / "llm" / name, folder / "llm" / name)
 
 
+def _projector(folder: Path) -> None:
+    """What a stage 1 would have left: the run's own random state must not matter for it."""
+    from llava_pat.models.checkpoint import save_projector
+    from llava_pat.models.projectors import build_projector
+
+    torch.manual_seed(7)
+    save_projector(build_projector("mlp2x_gelu", VISION_WIDTH, WIDTH), folder / "projector")
+
+
 def _data(folder: Path) -> None:
     rng = np.random.default_rng(0)
     (folder / "images").mkdir()
     for split, how_many in (("train", 12), ("val", 5)):
-        plain, mixed, lines = [], [], []
+        plain, mixed, instruct, lines = [], [], [], []
         for index in range(how_many):
             # 2, 0, 1, 3, 0, 1, ... regions: uneven, and some micro-batches have none
             objects = (2, 0, 1, 3, 0, 1)[index % 6]
@@ -206,8 +273,10 @@ def _data(folder: Path) -> None:
                 mixed.append(_record(f"{identity}-text", None, "Say it.", "it is only text"))
             else:
                 mixed.append(_record(identity, name, "<image>\nWhat is here?", caption))
+            instruct.append(_instruction(identity, f"{split}-{max(index - 1, 0)}.png", name, caption, index))
         (folder / f"{split}.json").write_text(json.dumps(plain))
         (folder / ("mixed.json" if split == "train" else "mixed_val.json")).write_text(json.dumps(mixed))
+        (folder / ("instruct.json" if split == "train" else "instruct_val.json")).write_text(json.dumps(instruct))
         regions = "regions.jsonl" if split == "train" else "regions_val.jsonl"
         (folder / regions).write_text("\n".join(lines) + "\n")
     (folder / "vocabulary.json").write_text(json.dumps({"kind": list(KINDS), "colour": list(COLOURS)}))
@@ -216,6 +285,22 @@ def _data(folder: Path) -> None:
 def _record(identity: str, image: str | None, question: str, answer: str) -> dict:
     turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
     return {"id": identity, **({"image": image} if image else {}), "conversations": turns}
+
+
+def _instruction(identity: str, before: str, name: str, caption: str, index: int) -> dict:
+    """In turn: two turns about an image, an image at the end, text only, two images in different turns."""
+    ask, answer = {"from": "human"}, {"from": "gpt"}
+    if index % 4 == 0:
+        turns = ["<image>\nWhat is here?", caption, "And what else?", "it is all there is to say"]
+    elif index % 4 == 1:
+        turns = ["What is here?\n<image>", caption]
+    elif index % 4 == 2:
+        turns = ["Say it.", "it is only text", "Say it again, in many more words.", "only"]
+    else:
+        turns = ["<image>\nWhat is here?", "one", "And here? <image>", caption]
+    images = {0: {"image": name}, 1: {"image": name}, 2: {}, 3: {"image": [before, name]}}[index % 4]
+    said = [{**(answer if place % 2 else ask), "value": text} for place, text in enumerate(turns)]
+    return {"id": identity, **images, "conversations": said}
 
 
 def _image(folder: Path, name: str, objects: int, rng: np.random.Generator) -> tuple[str, list[str], dict]:

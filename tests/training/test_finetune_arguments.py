@@ -1,4 +1,4 @@
-"""The command line of stage 2: LLaVA's four published lists, their defaults, what is refused before anything is loaded."""
+"""The command line of stage 2: LLaVA's four published lists, the defaults, what is refused before anything loads."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def published(task: bool, lora: bool) -> list[str]:
     """One of the four lists, word for word."""
     name = "llava-v1.5-13b" + ("-task" if task else "") + ("-lora" if lora else "")
     base = "liuhaotian/llava-v1.5-13b" if task else "lmsys/vicuna-13b-v1.5"
-    text = f"{ADAPTERS if lora else ''} {BEGIN} --model_name_or_path {base} {SHARED} {'' if task else PROJECTOR} " + REST
+    adapters, projector = ADAPTERS if lora else "", "" if task else PROJECTOR
+    text = f"{adapters} {BEGIN} --model_name_or_path {base} {SHARED} {projector} {REST}"
     return text.format(out=f"./checkpoints/{name}", rate="2e-4" if lora else "2e-5").split()
 
 
