@@ -77,9 +77,10 @@ def _run(arguments: Arguments) -> dict[str, Any]:
     parts = check_data(parts, arguments.data, main)
     weights = build_weights(arguments, task, parts)
     if main:
-        write_config(arguments, folder / output.CONFIG)
-        if isinstance(arguments, FinetuneArguments):
-            rehearse(weights, parts.tokenizer, folder)
+        with blamed_on("output_dir"):
+            if isinstance(arguments, FinetuneArguments):
+                rehearse(weights, parts.tokenizer, folder)
+            write_config(arguments, folder / output.CONFIG)  # last: from here on the folder is this run's
 
     trainer = build_trainer(
         arguments,

@@ -18,7 +18,7 @@ import torch
 
 from llava_pat.models.adapters import load_lora, save_lora
 from llava_pat.models.checkpoint import load_objective, load_projector, save_config, save_objective, save_projector
-from llava_pat.models.llava_layout import copy_tokenizer, save_llava, write_generation_config
+from llava_pat.models.llava_layout import copy_tokenizer, language_tensors, save_llava, write_generation_config
 from llava_pat.models.restore import load_llava
 from llava_pat.training.checkpoints import gathered
 from llava_pat.training.task import AlignedTraining
@@ -98,6 +98,7 @@ class FullWeights(Weights):
 
     def save_companions(self, folder: Path) -> None:
         super().save_companions(folder)
+        language_tensors(self.task.model.llm)  # says so if the layout has no names for such a language model
         copy_tokenizer(self.tokenizer_source, folder, int(self.config["tokenizer_model_max_length"]))
         write_generation_config(self.task.model.llm.generation_config.to_diff_dict(), folder)
 
