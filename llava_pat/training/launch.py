@@ -8,6 +8,9 @@ import os
 import sys
 from collections.abc import Callable
 
+import torch
+import torch.distributed as dist
+
 from llava_pat.training.flags import ConfigError
 from llava_pat.types import DataError
 
@@ -18,13 +21,13 @@ def run(stage: Callable[[], object]) -> None:
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it found no GPU
     try:
         stage()
     except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
-    import torch.distributed as dist
-
     # After a clean end only: with other ranks in the middle of a collective, this would wait for them.
     if dist.is_available() and dist.is_initialized():
         gc.collect()  # the trainer is a cycle; its DDP must go before the group, or the process may abort as it exits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -118,7 +119,7 @@ def _what_next(arguments: FinetuneArguments, weights: Weights) -> str:
         )
     if arguments.adapter.lora_enable:
         return (
-            f"a full checkpoint of it: python -m llava_pat.merge {folder} {folder.replace('lora', 'merged')}\n"
+            f"a full checkpoint of it: python -m llava_pat.merge {folder} {re.sub('-?q?lora', '-merged', folder)}\n"
             "or evaluate the adapters with:\n"
             + evaluation_command(folder, base=source, template=arguments.model.version)
         )
