@@ -1,0 +1,1 @@
+"""Strings (and boxes) to numbers, as the original scorers do it; pure functions."""

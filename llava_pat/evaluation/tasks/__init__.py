@@ -1,0 +1,1 @@
+"""The benchmarks, one file each; llava_pat.evaluation.benchmark.registry finds them."""

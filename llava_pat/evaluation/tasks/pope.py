@@ -1,0 +1,67 @@
+"""POPE: is an object in the image? Three ways of choosing the objects that are not there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from llava_pat.evaluation.benchmark import Benchmark, Needed, QuestionId, Scores, check_ids
+from llava_pat.evaluation.files import field, read_jsonl
+from llava_pat.evaluation.prompts import SHORT_ANSWER
+from llava_pat.evaluation.questions import Question
+from llava_pat.evaluation.scorers.pope import pope_counts
+
+CATEGORIES = ("random", "popular", "adversarial")
+COMMIT = "https://github.com/AoiDragon/POPE/tree/e3e39262c85a6a83f26cf5094022a782cb0df58d/output/coco"
+
+
+class Pope(Benchmark):
+    """POPE on COCO val2014, scored here.
+
+    The label files are JSONL in spite of their name: `{"question_id", "image", "text", "label"}`. LLaVA's figures are of
+    the older files (2,910 questions in the random one; 3,000 since October 2023), see LLaVA#626. The headline is the
+    mean of the three F1, what LLaVA-1.5's tables call POPE.
+    """
+
+    name = "pope"
+    title = "POPE"
+    folder = "pope"
+    images = "val2014"
+    labels: ClassVar[str] = "coco/coco_pope_{}.json"
+    needs = (
+        *(Needed(f"coco/coco_pope_{kind}.json", f"questions and labels, {kind}", COMMIT) for kind in CATEGORIES),
+        Needed("val2014", "images", "http://images.cocodataset.org/zips/val2014.zip"),
+    )
+
+    def questions(self, root: Path) -> list[Question]:
+        images = self.path(root, self.images)
+        return [
+            Question(
+                id=f"{category}/{field(line, 'question_id', file, number)}",
+                images=(images / field(line, "image", file, number),),
+                text=field(line, "text", file, number) + SHORT_ANSWER,
+                extra={"category": category, "label": field(line, "label", file, number)},
+            )
+            for category in CATEGORIES
+            for file in [self.path(root, self.labels.format(category))]
+            for number, line in enumerate(read_jsonl(file), start=1)
+        ]
+
+    def score(self, root: Path, answers: Mapping[QuestionId, str], out: Path | None = None) -> Scores:
+        questions = self.questions(root)
+        notes = check_ids(self.name, questions, answers)
+        metrics: dict[str, float] = {}
+        for category in CATEGORIES:
+            asked = [q for q in questions if q.extra["category"] == category and q.id in answers]
+            if not asked:
+                notes.append(f"no answer in the category {category}: the mean is of the others")
+                continue
+            counts = pope_counts([answers[q.id] for q in asked], [q.extra["label"] for q in asked])
+            metrics[f"{category}_f1"] = 100 * counts.f1
+            metrics[f"{category}_accuracy"] = 100 * counts.accuracy
+            metrics[f"{category}_precision"] = 100 * counts.precision
+            metrics[f"{category}_recall"] = 100 * counts.recall
+            metrics[f"{category}_yes_ratio"] = 100 * counts.yes_ratio
+        f1 = [value for key, value in metrics.items() if key.endswith("_f1")]
+        return Scores({"f1": sum(f1) / len(f1), **metrics}, notes=notes)
