@@ -74,7 +74,7 @@ def read_questions(file: str | Path, image_folder: str | Path, *, unique_ids: bo
     """
     file = Path(file)
     questions = []
-    for number, raw in enumerate(_text(file).split("\n"), start=1)  # not splitlines: U+2028 may stand in a text:
+    for number, raw in enumerate(_text(file).split("\n"), start=1):  # splitlines would cut at U+2028 in a text
         if not raw.strip():
             continue
         where = f"{file}:{number}"
@@ -89,7 +89,7 @@ def read_questions(file: str | Path, image_folder: str | Path, *, unique_ids: bo
 
 
 def read_science(file: str | Path, image_folder: str | Path, *, single_pred_prompt: bool = False) -> list[Question]:
-    """LLaVA's ScienceQA JSON. The answer line's prompt says by "<image>" whether there was an image, as its scorer asks.
+    """LLaVA's ScienceQA JSON. "<image>" in the answer line's prompt says that there was one: its scorer looks for it.
 
     {"id": "4", "image": "4/image.png", "conversations": [{"from": "human", "value": "Which ...\\n<image>"}, ...]}
     """
@@ -127,9 +127,10 @@ def read_mmbench(
     questions = []
     with file.open(encoding="utf-8", newline="") as stream:
         rows = csv.DictReader(stream, delimiter="\t")
-        missing = [name for name in ("index", "question", "image", *_OPTIONS[:2]) if name not in (rows.fieldnames or ())]
+        columns = rows.fieldnames or ()
+        missing = [name for name in ("index", "question", "image", *_OPTIONS[:2]) if name not in columns]
         if missing:
-            raise DataError(f"{file}: no column {', '.join(missing)}; it has: {', '.join(rows.fieldnames or ())}")
+            raise DataError(f"{file}: no column {', '.join(missing)}; it has: {', '.join(columns)}")
         for row in rows:
             questions += _rounds(row, f"{file}:{rows.line_num}", all_rounds, LETTER_ONLY[lang] * single_pred_prompt)
     return check_unique(questions, unique_ids=not all_rounds)
