@@ -17,12 +17,14 @@ from functools import cache
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from llava_pat.evaluation.questions import Question
+from llava_pat.evaluation.questions import Key, Question
 from llava_pat.types import DataError
 
 TASKS = "llava_pat.evaluation.tasks"
 
-QuestionId = str | int
+Answers = Mapping[Key, str]
+"""`Question.key` -> the model's text. Ids would not do: MME asks two questions under one, TextVQA several."""
+
 Script = Literal["loader", "vqa", "science", "mmbench"]
 """LLaVA's answering scripts (llava/eval/model_vqa*.py): they differ in the `prompt` of their answer lines."""
 
@@ -88,20 +90,20 @@ class Benchmark(ABC):
 
     @abstractmethod
     def questions(self, root: Path) -> list[Question]:
-        """The questions in the official order, ids unique.
+        """The questions in the official order, their keys unique.
 
         Raises:
             DataError: a file is missing or is not what it should be.
         """
 
     @abstractmethod
-    def score(self, root: Path, answers: Mapping[QuestionId, str], out: Path | None = None) -> Scores:
+    def score(self, root: Path, answers: Answers, out: Path | None = None) -> Scores:
         """Score the answers, or write the official submission file.
 
         Args:
             root: the data root.
-            answers: question id -> the model's text. Questions without an answer count as the original scorer counts
-                them, and a note says how many there are.
+            answers: by the key of the question. Questions without an answer count as the original scorer counts them,
+                and a note says how many there are.
             out: folder for submission files; without it, `answers_upload` in the benchmark's folder (LLaVA's place).
 
         Raises:
@@ -121,23 +123,24 @@ def describe(needed: Needed, folder: Path) -> str:
     return f"{folder / needed.path}{others} is missing: {needed.what}, from {needed.where}"
 
 
-def check_ids(name: str, questions: Sequence[Question], answers: Mapping[QuestionId, str]) -> list[str]:
-    """Notes on unanswered questions.
+def texts_of(name: str, questions: Sequence[Question], answers: Answers) -> tuple[list[str | None], list[str]]:
+    """The answer to each question, None where there is none, and a note on how many those are.
 
     Raises:
         DataError: nothing is answered, or something is answered that was not asked.
     """
-    asked = {question.id for question in questions}
+    asked = {question.key for question in questions}
     foreign = [key for key in answers if key not in asked]
     if foreign:
         raise DataError(
             f"{name}: {len(foreign)} of {len(answers)} answers are to questions that it does not have (first: "
-            f"{foreign[0]!r}); is this the answer file of another benchmark?"
+            f"{foreign[0]!r}); is this the answer file of another benchmark, or of another version of its files?"
         )
     if not answers:
         raise DataError(f"{name}: no answer to score; answer its {len(asked)} questions first")
     unanswered = len(asked) - len(answers)
-    return [f"{unanswered} of {len(asked)} questions have no answer"] if unanswered else []
+    notes = [f"{unanswered} of {len(asked)} questions have no answer"] if unanswered else []
+    return [answers.get(question.key) for question in questions], notes
 
 
 @cache

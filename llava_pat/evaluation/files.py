@@ -1,4 +1,4 @@
-"""Reading benchmarks' files: JSON, JSONL and LLaVA's question files; errors name file and line."""
+"""Reading benchmarks' files: JSON and JSONL; errors name file and line."""
 
 from __future__ import annotations
 
@@ -29,25 +29,6 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         DataError: the file is missing, or a line is no JSON object.
     """
     return [item for _, item in _numbered(path)]
-
-
-def read_questions(path: Path) -> list[dict[str, Any]]:
-    """The lines of one of LLaVA's question files: `{"question_id", "image", "text"[, "category"]}`, in file order.
-
-    Ids may repeat: LLaVA's files for MME and TextVQA have the image's name as the id of all of its questions.
-
-    Raises:
-        DataError: the file is missing or empty, a line is no JSON object or lacks one of the three keys.
-    """
-    lines = []
-    for number, item in _numbered(path):
-        for key in ("question_id", "image", "text"):
-            if key not in item:
-                raise DataError(f"{path}, line {number}: no {key!r}; a question needs question_id, image and text")
-        lines.append(item)
-    if not lines:
-        raise DataError(f"{path}: no question in it; download it again")
-    return lines
 
 
 def field(item: dict[str, Any], key: str, path: Path, which: object) -> Any:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from llava_pat.evaluation.benchmark import Benchmark, Needed, QuestionId, Scores, check_ids
+from llava_pat.evaluation.benchmark import Answers, Benchmark, Needed, Scores, texts_of
 from llava_pat.evaluation.files import field, read_jsonl
 from llava_pat.evaluation.prompts import SHORT_ANSWER
 from llava_pat.evaluation.questions import Question
@@ -19,9 +18,9 @@ COMMIT = "https://github.com/AoiDragon/POPE/tree/e3e39262c85a6a83f26cf5094022a78
 class Pope(Benchmark):
     """POPE on COCO val2014, scored here.
 
-    The label files are JSONL in spite of their name: `{"question_id", "image", "text", "label"}`. LLaVA's figures are of
-    the older files (2,910 questions in the random one; 3,000 since October 2023), see LLaVA#626. The headline is the
-    mean of the three F1, what LLaVA-1.5's tables call POPE.
+    The label files are JSONL in spite of their name: `{"question_id", "image", "text", "label"}`. LLaVA's figures are
+    of the older files (2,910 questions in the random one; 3,000 since October 2023), see LLaVA#626. The headline is the
+    mean of the three F1, what LLaVA-1.5's tables call POPE. Questions without an answer are left out, with a note.
     """
 
     name = "pope"
@@ -48,16 +47,20 @@ class Pope(Benchmark):
             for number, line in enumerate(read_jsonl(file), start=1)
         ]
 
-    def score(self, root: Path, answers: Mapping[QuestionId, str], out: Path | None = None) -> Scores:
+    def score(self, root: Path, answers: Answers, out: Path | None = None) -> Scores:
         questions = self.questions(root)
-        notes = check_ids(self.name, questions, answers)
+        texts, notes = texts_of(self.name, questions, answers)
         metrics: dict[str, float] = {}
         for category in CATEGORIES:
-            asked = [q for q in questions if q.extra["category"] == category and q.id in answers]
-            if not asked:
+            pairs = [
+                (text, question.extra["label"])
+                for question, text in zip(questions, texts, strict=True)
+                if question.extra["category"] == category and text is not None
+            ]
+            if not pairs:
                 notes.append(f"no answer in the category {category}: the mean is of the others")
                 continue
-            counts = pope_counts([answers[q.id] for q in asked], [q.extra["label"] for q in asked])
+            counts = pope_counts(*zip(*pairs, strict=True))
             metrics[f"{category}_f1"] = 100 * counts.f1
             metrics[f"{category}_accuracy"] = 100 * counts.accuracy
             metrics[f"{category}_precision"] = 100 * counts.precision
