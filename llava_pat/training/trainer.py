@@ -31,6 +31,7 @@ from llava_pat.models.vlm import VisionLanguageModel
 from llava_pat.training.checkpoints import TRAINER_STATE, last_checkpoint
 from llava_pat.training.flags import ConfigError
 from llava_pat.training.measure import Probe
+from llava_pat.training.parts import compute_dtype
 from llava_pat.training.task import AlignedTraining, Divisors
 from llava_pat.training.weights import Weights
 from llava_pat.types import IGNORE_INDEX
@@ -269,7 +270,21 @@ class AlignedTrainer(Trainer):
         self.weights.save(folder, write=self.args.should_save, final=not _internal_call)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        self.weights.load(Path(resume_from_checkpoint))
+        try:
+            self.weights.load(Path(resume_from_checkpoint))
+        except (ValueError, OSError) as error:
+            raise ConfigError(
+                f"cannot go on from {resume_from_checkpoint}: {error}\nRemove that folder, and the run goes on from the "
+                "checkpoint before it, or starts again"
+            ) from error
+
+    def _run_epoch(self, *args: Any, **keywords: Any) -> None:
+        # transformers asks whether all is done behind a step only: a run that was killed after its last one, in the
+        # middle of an epoch (--max_steps), would take one more.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **keywords)
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: str | None):
         if resume_from_checkpoint is not None:
@@ -292,6 +307,12 @@ class AlignedTrainer(Trainer):
         # does without DeepSpeed.
         plan = self.accelerator.state.deepspeed_plugin.hf_ds_config.config
         plan.setdefault("gradient_clipping", self.args.max_grad_norm)
+        # ZeRO-3 casts nothing once a part was loaded in shards, and what it trains must have one dtype: projector,
+        # adapters and objective follow the language model (DeepSpeed keeps fp32 copies of them all).
+        dtype = compute_dtype(self.args)
+        for parameter in self.model.parameters():
+            if parameter.requires_grad and not hasattr(parameter, "ds_id"):
+                parameter.data = parameter.data.to(dtype)
         # transformers leaves frozen weights out of a DeepSpeed checkpoint for PEFT models only.
         engine = deepspeed.DeepSpeedEngine
         with contextlib.ExitStack() as restore:
