@@ -192,7 +192,8 @@ class AlignedTrainer(Trainer):
             model.to(self.args.device)
         # ZeRO-3 gathers weights with all ranks: one that has run out of samples goes on with any.
         missing = most - math.ceil(len(mine) / size) if ask is not None else 0
-        with self.compute_loss_context_manager():
+        # In the precision that trains: transformers puts autocast around its own forward alone.
+        with self.accelerator.autocast():
             return self.probe.measure(
                 model, self._batches(mine), self._all_reduce, ask, self._batches([0] * missing, size=1)
             )
@@ -274,8 +275,8 @@ class AlignedTrainer(Trainer):
             self.weights.load(Path(resume_from_checkpoint))
         except (ValueError, OSError) as error:
             raise ConfigError(
-                f"cannot go on from {resume_from_checkpoint}: {error}\nRemove that folder, and the run goes on from the "
-                "checkpoint before it, or starts again"
+                f"cannot go on from {resume_from_checkpoint}: {error}\n"
+                "Remove that folder, and the run goes on from the checkpoint before it, or starts again"
             ) from error
 
     def _run_epoch(self, *args: Any, **keywords: Any) -> None:

@@ -270,6 +270,18 @@ def test_4x1_is_1x4(make_finetuner, flags: dict) -> None:
             assert (gradient - other[name]).abs().max() <= max(1e-5 * scale, 1e-12), name
 
 
+def test_bf16_is_for_training_and_measuring_alike(make_finetuner) -> None:
+    """Weights in fp32, products in bf16."""
+    made = make_finetuner(**short(bf16=True))
+    seen: list[tuple[bool, torch.dtype]] = []
+    head = made.task.model.llm.lm_head
+    head.register_forward_hook(lambda module, inputs, output: seen.append((module.training, output.dtype)))
+    made.trainer.measure()
+    made.trainer.train()
+    assert set(seen) == {(False, torch.bfloat16), (True, torch.bfloat16)}
+    assert {parameter.dtype for parameter in made.task.model.llm.parameters()} == {torch.float32}
+
+
 # ---- the alignment objective in stage 2
 
 
