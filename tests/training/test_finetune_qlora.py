@@ -91,7 +91,9 @@ def test_adam_in_8_bits(world, tmp_path: Path) -> None:
     assert metrics["caption_loss_final"] < 0.9 * metrics["caption_loss_init"]
     stored = torch.load(out / "checkpoint-3" / "optimizer.pt", weights_only=True)
     assert len(stored["param_groups"]) >= 2
-    assert any(state["state1"].dtype == torch.uint8 for state in stored["state"].values()), "no moment is in 8 bits"
+    # bitsandbytes wraps what it quantised; small tensors keep their moments in 32 bits
+    wrapped = [state.get("__bnb_optimizer_quant_state__", {}) for state in stored["state"].values()]
+    assert any(state["state1"].dtype == torch.uint8 for state in wrapped if state), "no moment is in 8 bits"
     assert_goes_on(world, out, tmp_path, command, "model.safetensors", "mm_projector.safetensors")
 
 
