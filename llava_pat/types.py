@@ -114,4 +114,4 @@ class AlignmentLoss:
 
     total: Tensor  # fp32 scalar: the SUM over items, on the graph even when nothing is annotated
     count: Tensor  # fp32 scalar: how many items were summed
-    metrics: Mapping[str, Tensor] = field(default_factory=dict)  # detached sums over the same items, divided by count in the log
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)  # detached sums over the same items; the log divides

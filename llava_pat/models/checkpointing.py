@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 
 def enable_gradient_checkpointing(model: PreTrainedModel, keywords: dict | None) -> None:
-    """Recompute in the backward pass; non-reentrant unless `keywords` say otherwise (5.23 calls the name deprecated)."""
+    """Recompute in the backward pass; non-reentrant unless `keywords` say otherwise (5.23 deprecates the name)."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, message=".*gradient_checkpointing_enable.*")
         model.gradient_checkpointing_enable(

@@ -61,8 +61,8 @@ class DataArguments:
     )
     bad_records: Literal["error", "skip"] = option(
         "error",
-        "Records that cannot be trained on (an unanswered or empty answer, a wrong number of images, nothing left after "
-        "truncation): stop at start, or leave them out and say so.",
+        "Records that cannot be trained on (an unanswered or empty answer, a wrong number of images, nothing left "
+        "after truncation): stop at start, or leave them out and say so.",
     )
     max_bad_records: float = option(0.01, "With bad_records skip: stop when more than this share would be left out.")
     regions_path: str | None = option(
@@ -134,9 +134,7 @@ class TrainingArguments(transformers.TrainingArguments):
     weight_decay: float = option(0.0, f"Weight decay ({_RECIPE}).")
     warmup_steps: float = option(0.03, f"Steps of warm-up, or, below 1, their share ({_RECIPE}: warmup_ratio 0.03).")
     lr_scheduler_type: str = option("cosine", f"Learning rate schedule ({_RECIPE}).")
-    optim: str = option(
-        "adamw_torch", "Optimizer (llava/train/train.py; betas, epsilon and clipping as transformers)."
-    )
+    optim: str = option("adamw_torch", "Optimizer (llava/train/train.py; betas, epsilon and clipping as transformers).")
     bf16: bool = option(True, f"bfloat16 ({_RECIPE}). Yields to an explicit --fp16 True.")
     logging_steps: float = option(1, f"Steps between log lines ({_RECIPE}).")
     save_strategy: str = option("steps", f"When checkpoint-N folders are written ({_RECIPE}).")

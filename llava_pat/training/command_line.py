@@ -1,4 +1,4 @@
-"""From a command line to typed arguments, for either stage: YAML and flags meet, old names are mapped, types checked."""
+"""A command line becomes typed arguments, in either stage: YAML and flags meet, old names are mapped, types checked."""
 
 from __future__ import annotations
 

@@ -202,7 +202,9 @@ def check_finetune(arguments: FinetuneArguments) -> None:
     """Refuse what stage 2 cannot run."""
     model, adapter, training = arguments.model, arguments.adapter, arguments.training
     if model.tune_mm_mlp_adapter:
-        raise ConfigError("--tune_mm_mlp_adapter True is stage 1: use train/pretrain.py, or --freeze_backbone True here")
+        raise ConfigError(
+            "--tune_mm_mlp_adapter True is stage 1: use train/pretrain.py, or --freeze_backbone True here"
+        )
     if model.freeze_backbone and model.freeze_mm_mlp_adapter and not model.unfreeze_mm_vision_tower:
         raise ConfigError("--freeze_backbone True and --freeze_mm_mlp_adapter True: nothing is left to train")
     if model.mm_vision_tower_layers is not None:
@@ -236,21 +238,28 @@ def _check_adapter(
         raise ConfigError("--lora_enable True and --freeze_backbone True contradict each other")
     if adapter.lora_enable and model.unfreeze_mm_vision_tower:
         raise ConfigError(
-            "--lora_enable True with --unfreeze_mm_vision_tower True: LLaVA's LoRA folder has no place for a trained tower"
+            "--lora_enable True with --unfreeze_mm_vision_tower True: LLaVA's LoRA folder has no place for a trained "
+            "tower"
         )
     if adapter.lora_enable and adapter.lora_r < 1:
         raise ConfigError(f"--lora_r {adapter.lora_r}: expected at least 1")
     if adapter.bits not in (4, 8, 16):
         raise ConfigError(f"--bits {adapter.bits}: expected 4, 8 or 16")
     if adapter.bits < 16 and not adapter.lora_enable:
-        raise ConfigError(f"--bits {adapter.bits} needs --lora_enable True: quantised weights cannot be trained themselves")
+        raise ConfigError(
+            f"--bits {adapter.bits} needs --lora_enable True: quantised weights cannot be trained themselves"
+        )
     if adapter.bits < 16 and plan.get("zero_optimization", {}).get("stage") == 3:
-        raise ConfigError(f"--bits {adapter.bits} with ZeRO-3: quantised weights cannot be sharded; use scripts/zero2.json")
+        raise ConfigError(
+            f"--bits {adapter.bits} with ZeRO-3: quantised weights cannot be sharded; use scripts/zero2.json"
+        )
     optimizer = training.optim.value
     by_bitsandbytes = "torch" not in optimizer and any(mark in optimizer for mark in _BITSANDBYTES)
     if by_bitsandbytes or adapter.bits < 16:
         if importlib.util.find_spec("bitsandbytes") is None:
-            raise ConfigError("bitsandbytes is not installed: pip install 'llava-pat[qlora]', or pip install bitsandbytes")
+            raise ConfigError(
+                "bitsandbytes is not installed: pip install 'llava-pat[qlora]', or pip install bitsandbytes"
+            )
 
 
 def refuse_missing(*needed: tuple[Any, str]) -> None:

@@ -2,8 +2,8 @@
 
     parse_finetune(["--config", "scripts/configs/playground_finetune.yaml", "--lora_enable", "True"])
 
-Defaults are LLaVA-1.5's published stage-2 recipe (scripts/v1_5/finetune.sh and finetune_lora.sh at c121f04) unless a field
-says otherwise.
+Defaults are LLaVA-1.5's published stage-2 recipe (scripts/v1_5/finetune.sh and finetune_lora.sh at c121f04) unless a
+field says otherwise.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ class FinetuneModelArguments(ModelArguments):
         None, "Language model, or a whole LLaVA checkpoint to go on from: a folder or a hub id. Required."
     )
     vision_tower: str | None = option(
-        None, "Vision tower: a folder or a hub id. Default: the one that a LLaVA checkpoint in model_name_or_path names."
+        None,
+        "Vision tower: a folder or a hub id. Default: the one that a LLaVA checkpoint in model_name_or_path names.",
     )
     version: str = option("v1", f"Conversation template ({_RECIPE}).")
     pretrain_mm_mlp_adapter: str | None = option(
         None,
-        "The projector of stage 1 (mm_projector.bin/.safetensors or its folder). Required unless model_name_or_path is a "
-        "LLaVA checkpoint; the word none starts from a random projector.",
+        "The projector of stage 1 (mm_projector.bin/.safetensors or its folder). Required unless model_name_or_path is "
+        "a LLaVA checkpoint; the word none starts from a random projector.",
     )
     tune_mm_mlp_adapter: bool = option(False, "True is stage 1, train/pretrain.py.")
     freeze_backbone: bool = option(False, f"Keep the language model frozen ({_RECIPE}: False).")
@@ -56,8 +57,8 @@ class FinetuneDataArguments(DataArguments):
     )
     bad_records: Literal["error", "skip"] = option(
         "skip",
-        "Records that cannot be trained on (LLaVA's mix665K has some, which LLaVA masks or trains on in silence): leave "
-        "them out and say so, or stop at start.",
+        "Records that cannot be trained on (LLaVA's mix665K has some, which LLaVA masks or trains on in silence): "
+        "leave them out and say so, or stop at start.",
     )
 
 
@@ -83,8 +84,8 @@ class FinetuneTrainingArguments(TrainingArguments):
 
     output_dir: str | None = option(
         None,
-        "Where the run goes; its name must hold 'llava', and 'lora' if and only if it trains adapters. Without the flag: "
-        "the variable OUTPUT_DIR, else the YAML's value, else checkpoints/llava-v1.5-finetune.",
+        "Where the run goes; its name must hold 'llava', and 'lora' if and only if it trains adapters. Without the "
+        "flag: the variable OUTPUT_DIR, else the YAML's value, else checkpoints/llava-v1.5-finetune.",
     )
     per_device_train_batch_size: int = option(
         16, f"Sequences per device and micro-step; 8 devices make 128 ({_RECIPE})."

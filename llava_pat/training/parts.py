@@ -21,6 +21,7 @@ from llava_pat.models.checkpoint import load_projector
 from llava_pat.models.from_folder import load_own_tower
 from llava_pat.models.llava_config import llava_settings, refuse_unsupported
 from llava_pat.models.loading import load_image_processor
+from llava_pat.models.open_clip_tower import PREFIX as OPEN_CLIP
 from llava_pat.models.quantized import prepare_quantized, quantization
 from llava_pat.models.source import find_tower, layout_of
 from llava_pat.models.vlm import VisionLanguageModel
@@ -96,8 +97,8 @@ def _stage2_model(arguments: FinetuneArguments) -> tuple[VisionLanguageModel, bo
     own_tower = model_arguments.unfreeze_mm_vision_tower or came_with_tower
     if own_tower and adapter.lora_enable:
         raise ConfigError(
-            f"--lora_enable True: {model_arguments.model_name_or_path} holds a vision tower that was trained, for which "
-            "LLaVA's LoRA folder has no place; train without adapters"
+            f"--lora_enable True: {model_arguments.model_name_or_path} holds a vision tower that was trained, for "
+            "which LLaVA's LoRA folder has no place; train without adapters"
         )
     dtype = compute_dtype(training)
     # Weights that train are kept in fp32; under DeepSpeed, which keeps its own fp32 copies, in the compute dtype.
@@ -147,8 +148,8 @@ def _go_on_from(model_arguments: ModelArguments, settings: dict[str, Any]) -> No
         )
     if kind == "stage1":
         raise ConfigError(
-            f"--model_name_or_path {source} holds the projector of a stage 1, not a whole model: give its language model "
-            f"there, and --pretrain_mm_mlp_adapter {source}"
+            f"--model_name_or_path {source} holds the projector of a stage 1, not a whole model: give its language "
+            f"model there, and --pretrain_mm_mlp_adapter {source}"
         )
     for flag in ("mm_projector_type", "mm_vision_select_layer", "mm_vision_select_feature"):
         asked, theirs = vars(model_arguments)[flag], settings[flag]
@@ -170,9 +171,7 @@ def _fill_projector(
             load_projector(source, model.projector)
 
 
-def _with_data(
-    arguments: PretrainArguments | FinetuneArguments, model: VisionLanguageModel, own_tower: bool
-) -> Parts:
+def _with_data(arguments: PretrainArguments | FinetuneArguments, model: VisionLanguageModel, own_tower: bool) -> Parts:
     model_arguments, data, training = arguments.model, arguments.data, arguments.training
     with blamed_on("model_name_or_path"):
         tokenizer = load_tokenizer(model_arguments.model_name_or_path, training.model_max_length)
@@ -221,5 +220,6 @@ def blamed_on(*flags: str) -> Iterator[None]:
 
 def refuse_missing_folder(flag: str, name: str) -> None:
     """transformers takes a folder that is not there for a hub id, and says only that it is no good one."""
+    name = name.removeprefix(OPEN_CLIP)
     if (name.startswith(("/", ".", "~")) or name.count("/") > 1) and not Path(name).is_dir():
         raise ConfigError(f"--{flag} {name}: no such folder (from {Path.cwd()}), and not a hub id")

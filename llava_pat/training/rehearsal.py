@@ -37,9 +37,18 @@ def rehearse(weights: Weights, tokenizer: PreTrainedTokenizerBase, folder: Path)
                 GenerationConfig.from_pretrained(trial)
                 again = load_tokenizer(trial, tokenizer.model_max_length)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{folder}: a checkpoint of this run could not be written and read back: {error}") from error
+            raise ConfigError(
+                f"{folder}: a checkpoint of this run could not be written and read back: {error}"
+            ) from error
     asked, found = weights.task.model.llm.config.to_dict(), found.to_dict()
-    for name in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "rope_parameters", "tie_word_embeddings"):
+    for name in (
+        "model_type",
+        "hidden_size",
+        "num_hidden_layers",
+        "vocab_size",
+        "rope_parameters",
+        "tie_word_embeddings",
+    ):
         ours, theirs = asked.get(name), found.get(name)
         if ours != theirs:
             raise ConfigError(f"{folder}: config.json does not come back: {name} is {ours!r} here and {theirs!r} there")

@@ -42,8 +42,8 @@ class AlignedTrainer(Trainer):
 
     probe: measures the held-out data set (`eval_dataset`) in `evaluate`.
     weights: writes the model into a checkpoint's folder and reads it back.
-    learning_rates: by the first part of a parameter's name in VisionLanguageModel ("projector", "tower") where it is not
-    --learning_rate.
+    learning_rates: by the first part of a parameter's name in VisionLanguageModel ("projector", "tower") where it is
+    not --learning_rate.
     sampler: the order of the training samples; None shuffles.
     initial: the measures before training, of an earlier start; None takes them as soon as the model is ready.
     """
