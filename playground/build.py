@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 
 HERE = Path(__file__).parent
+LLM_STEPS, LLM_BATCH = 1400, 12
 PARTS = ("tokenizers", "tower", "llm", "card")
 
 
@@ -22,7 +23,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--models", type=Path, default=HERE / "models", help="where the finished models go")
     parser.add_argument("--work", type=Path, default=HERE / "build", help="where the training states are kept")
     parser.add_argument("--tower_steps", type=int, default=7000)
-    parser.add_argument("--llm_steps", type=int, default=3600)
+    parser.add_argument("--llm_steps", type=int, default=LLM_STEPS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch")
     return parser.parse_args(argv)
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
         elif part == "llm":
             from playground import language_model
 
-            language_model.train(llama, arguments.work, arguments.llm_steps, batch_size=16, seed=arguments.seed)
+            language_model.train(llama, arguments.work, arguments.llm_steps, batch_size=LLM_BATCH, seed=arguments.seed)
         else:
             from playground import card
 

@@ -1,18 +1,20 @@
 """Trains the playground's Llama: it reads scenes as text, answers questions about them, copies boxes, writes captions.
 
 Rows are conversations in LLaVA's v1 template (a scene as text, then questions of every type in a random order), plain
-text (scene, caption, newline, again and again: the shape of stage 1's `plain` template, with a scene where the image will
-stand), and drills (a scene, then look-ups in it, one after another, without a question around them). Answers carry the
-loss; other tokens count a twentieth, enough to be a language model of them.
+text (scene, caption, newline, again and again: the shape of stage 1's `plain` template, with a scene where the image
+will stand), drills (a scene, then look-ups in it, one after another, without a question around them) and quizzes
+(a scene, then as many questions of one hard type as it allows). Answers carry the loss; other tokens count a
+twentieth, enough to be a language model of them. A step's rows are of one kind, so that little is padding.
 
-Looking something up by two attributes is the skill that decides everything else, and it arrives suddenly or not at all.
-What brings it on: Muon instead of AdamW for the layers' matrices (playground/lookup_trial.py, one seed: 99 % of one-word
-look-ups after 200 steps against 33 %), drills of single words first, then with boxes, and scenes of few objects first.
+Looking something up by two attributes is the skill that decides everything else. From a random start it takes
+thousands of steps to appear; what makes it a matter of 200 steps is a start that can nearly do it (`begin`), with Muon
+instead of AdamW for the layers' matrices. playground/lookup_trial.py measures starts and optimizers.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,10 +30,20 @@ from playground.vocabulary import V1_SYSTEM
 
 MAX_TOKENS = 304
 BACKGROUND_WEIGHT = 0.05  # of the tokens that are not answers
-PLAIN_SHARE = 1 / 7
-DRILL_SHARE = 0.5, 0.2  # at first, later
-WORDS_ONLY = 0.1  # until this share of the run, every row is a drill without boxes
-CURRICULUM = (0.15, 2), (0.2, 3)  # until this share of the run, scenes of this many objects
+SCHEDULE = {
+    0.08: {"drill": 1.0},
+    0.25: {"drill": 0.3, "quiz": 0.5, "conversation": 0.1, "plain": 0.1},
+    0.70: {"drill": 0.1, "quiz": 0.5, "conversation": 0.25, "plain": 0.15},
+    1.00: {"drill": 0.05, "quiz": 0.35, "conversation": 0.45, "plain": 0.15},
+}
+"""Until this share of the run: how often a step's rows are of each kind."""
+HARD_TYPES = ("count", "existence", "relation", "rec")
+FEW_THINGS = 0.10  # until this share of the run, scenes of two or three objects
+ROWS = {"drill": 2.0, "quiz": 1.0, "conversation": 1.0, "plain": 1.0}  # times the batch size: drills are short
+QUIZ_QUESTIONS = 12  # at most, in a row
+NUMBER = re.compile(r"^\W*[01]\.\d\d\W?$")  # the pieces that stand for a number of two decimals
+MUON_RATE = 0.01
+BACK = (1, 1, 2, 3)  # how far back the first layer's heads look at the start
 
 
 @dataclass
@@ -66,6 +78,60 @@ def llama_config(vocabulary: int) -> LlamaConfig:
     )
 
 
+@torch.no_grad()
+def begin(model: LlamaForCausalLM, numbers: dict[int, float]) -> None:
+    """A start from which look-ups are learned quickly. All random but for four structures, which training may undo.
+
+    - The first layer's heads look BACK tokens back, whatever the tokens are: all embeddings share one direction, which
+      is all that these heads' queries and keys read, turned by RoPE's own angles for the wanted distance.
+    - In the other layers queries equal keys, and in all of them the output projection is the transposed value
+      projection, so that tokens attend to what resembles them and take it over (mimetic initialisation, Trockman and
+      Kolter, arXiv 2305.09828).
+    - The head's rows point where the embeddings do: what is taken over is said.
+    - One direction of the embeddings holds the value, 0-1, of the tokens that are `numbers`.
+    """
+    config = model.config
+    width, size = config.hidden_size, config.hidden_size // config.num_attention_heads
+    shared = F.normalize(torch.randn(width), dim=0)
+    embeddings = torch.randn(config.vocab_size, width)
+    model.lm_head.weight.copy_(embeddings * 0.05)
+    value_axis = torch.randn(width)
+    for token, value in numbers.items():
+        embeddings[token] += 0.6 * (2 * value - 1) * value_axis
+    embeddings -= (embeddings @ shared)[:, None] * shared
+    # all of one length, because the look back multiplies it: a long neighbour would draw the look to itself
+    embeddings = 0.5 * width**0.5 * (F.normalize(embeddings, dim=1) + 0.4 * shared)
+    model.model.embed_tokens.weight.copy_(embeddings)
+    for layer in model.model.layers:
+        attention = layer.self_attn
+        attention.q_proj.weight.copy_(torch.cat([_orthonormal(width, size).T for _ in BACK]) * 0.7)
+        attention.k_proj.weight.copy_(attention.q_proj.weight)
+        value = _orthonormal(width, width)
+        attention.v_proj.weight.copy_(value)
+        attention.o_proj.weight.copy_(value.T * 0.5)
+    attention = model.model.layers[0].self_attn
+    angles = 10000.0 ** (-torch.arange(size // 2) / (size // 2))  # RoPE's, a token
+    fast = (angles > 0.05).float()  # the slow ones tell near distances badly
+    # the right distance's logit is 8 above its neighbours'; the shared direction is this long in a normalised embedding
+    amplitude = (8 * size**0.5 / (fast * (1 - angles.cos())).sum()).sqrt()
+    length = 0.4 / (1 + 0.4**2) ** 0.5 * width**0.5
+    for head, distance in enumerate(BACK):
+        rows = slice(head * size, (head + 1) * size)
+        query = torch.cat([fast, torch.zeros_like(fast)]) * amplitude / length
+        key = torch.cat([fast * (distance * angles).cos(), fast * (distance * angles).sin()]) * amplitude / length
+        attention.q_proj.weight[rows] = query[:, None] * shared
+        attention.k_proj.weight[rows] = key[:, None] * shared
+
+
+def number_values(tokenizer) -> dict[int, float]:
+    """The ids of pieces that are a number of two decimals, with or without a bracket, space and comma: their values."""
+    return {i: float(piece.strip("▁[,]")) for piece, i in tokenizer.get_vocab().items() if NUMBER.search(piece)}
+
+
+def _orthonormal(rows: int, columns: int) -> Tensor:
+    return torch.linalg.qr(torch.randn(rows, columns))[0]
+
+
 def conversation(scene: world.Scene, rng: np.random.Generator, system: bool = True) -> Document:
     """The scene as text, then a question of every type, boxes both ways and a caption, shuffled."""
     asked = text.questions(scene, rng)
@@ -94,12 +160,6 @@ def plain(seed: int, split: str, index: int, rng: np.random.Generator) -> Docume
     return document
 
 
-def word_drill(scene: world.Scene, rng: np.random.Generator) -> Document:
-    """The scene's labels, then look-ups of one word: kind to colour, colour to kind."""
-    document = Document("; ".join(thing.label for thing in scene.things) + ".")
-    return ask_once(document, _word_facts(scene), rng)
-
-
 def drill(scene: world.Scene, rng: np.random.Generator) -> Document:
     """The scene, then look-ups: label to box, box to label, kind to colour, colour to kind."""
     boxes = [(thing.label, text.write_box(scene, thing.box)) for thing in scene.things]
@@ -121,19 +181,58 @@ def ask_once(document: Document, facts: list[tuple[str, str]], rng: np.random.Ge
     return document
 
 
-def document(seed: int, split: str, index: int, progress: float = 1.0) -> Document:
-    """Row `index`; `progress` is the share of the run that is over."""
+def quiz(scene: world.Scene, rng: np.random.Generator) -> Document:
+    """The scene as text, then questions of one type (now and then of all), none of which answers another."""
+    only = (*HARD_TYPES, None)[rng.integers(len(HARD_TYPES) + 1)]
+    asked: dict[frozenset[str] | str, text.QA] = {}
+    if only == "rec":
+        things = [scene.things[i] for i in rng.permutation(len(scene.things))]
+        asked = {thing.label: text.rec(scene, thing, rng) for thing in things}
+    else:
+        drawn = [text.questions(scene, rng) for _ in range(2 * QUIZ_QUESTIONS)]
+        for qa in (qa for questions in drawn for qa in questions if only in (None, qa.type)):
+            if len(asked) < QUIZ_QUESTIONS:
+                asked.setdefault(_subject(qa), qa)
+    document = Document()
+    for qa in asked.values():
+        scene_text = f"Scene: {text.scene_as_text(scene, rng)}\n" if not document.text else ""
+        document.say(f"USER: {scene_text}{qa.question} ASSISTANT: ")
+        document.answer(qa.type, qa.answer + "</s>")
+    return document
+
+
+def _subject(qa: text.QA) -> frozenset[str] | str:
+    """Questions of one subject answer each other: a relation's is its pair of objects and the axis."""
+    if qa.type != "relation":
+        return qa.question
+    words = qa.question.removesuffix("?").replace(" of ", " ").split()  # is the red three left the blue star
+    axis = "across" if words[4] in ("left", "right") else "along"
+    return frozenset((" ".join(words[2:4]), " ".join(words[-2:]), axis))
+
+
+def row_kind(seed: int, step: int, progress: float) -> str:
+    """The kind of the rows of a step; `progress` is the share of the run that is over."""
+    shares = next(shares for until, shares in SCHEDULE.items() if progress <= until)
+    rng = np.random.default_rng([seed, step, 4])
+    return str(rng.choice(list(shares), p=list(shares.values())))
+
+
+def batch(seed: int, step: int, steps: int, batch_size: int) -> tuple[str, list[Document]]:
+    """The rows of a step and their kind. No scene comes twice."""
+    kind, few = row_kind(seed, step, step / steps), step / steps < FEW_THINGS
+    first, rows = 3 * step * batch_size, int(ROWS[kind] * batch_size)
+    return kind, [document(seed, "train", first + i, kind, few) for i in range(rows)]
+
+
+def document(seed: int, split: str, index: int, kind: str, few: bool = False) -> Document:
+    """Row `index` of a kind (one of ROWS); `few`: of a scene of two or three objects."""
     rng = np.random.default_rng([seed, world.SPLITS[split], index, 2])
-    if progress < WORDS_ONLY:
-        return word_drill(world.scene(seed, split, index, int(rng.integers(2, 5))), rng)
-    things = next((size for until, size in CURRICULUM if progress < until), None)
-    early = things is not None
-    kind = rng.random()
-    if kind < DRILL_SHARE[not early]:
-        return drill(world.scene(seed, split, index, things), rng)
-    if kind > 1 - PLAIN_SHARE:
+    if kind == "plain":
         return plain(seed, split, index, rng)
-    return conversation(world.scene(seed, split, index, things), rng, system=bool(rng.integers(2)))
+    scene = world.scene(seed, split, index, int(rng.integers(2, 4)) if few else None)
+    if kind == "conversation":
+        return conversation(scene, rng, system=bool(rng.integers(2)))
+    return {"drill": drill, "quiz": quiz}[kind](scene, rng)
 
 
 def encode(tokenizer, documents: list[Document]) -> tuple[Tensor, Tensor, list[list[tuple[str, int, int]]]]:
@@ -164,29 +263,30 @@ def train(folder: Path, work: Path, steps: int, batch_size: int, seed: int) -> N
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = LlamaForCausalLM(llama_config(len(tokenizer)))
     model.set_attn_implementation("eager")  # see tower.py
+    begin(model, number_values(tokenizer))
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        early = step / steps < WORDS_ONLY, step / steps < CURRICULUM[-1][0]
-        rows = batch_size * (1 + sum(early))  # early rows are short
-        first = 3 * step * batch_size
-        ids, weights, _ = encode(tokenizer, [document(seed, "train", first + i, step / steps) for i in range(rows)])
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = model(input_ids=ids).logits[:, :-1]
-        weights = weights[:, 1:]
-        each = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view_as(weights)
-        loss = (each * weights).sum() / weights.sum()
-        answers = each.detach()[weights == 1].mean()
-        return loss, {"loss": float(loss.detach()), "answers": float(answers)}
+        kind, made = batch(seed, step, steps, batch_size)
+        loss = loss_on(model, tokenizer, made)
+        return loss, {kind: float(loss.detach())}
 
     def report(step: int) -> None:
-        if step % 250 == 0 or step == steps:
-            print(f"\n{step}: " + "  ".join(f"{k} {v:.3f}" for k, v in accuracy(model, tokenizer, seed, 96).items()))
+        found = accuracy(model, tokenizer, seed, 96)
+        print(f"\n{step}: " + "  ".join(f"{kind} {value:.3f}" for kind, value in found.items()), flush=True)
 
-    state = work / "llm.pt"
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
-    rates = {"learning_rate": 2e-3, "muon": (0.02, matrices)}
-    fit(model, loss_of, steps=steps, state=state, weight_decay=0.01, warmup=50, report=report, **rates)
+    rates = {"learning_rate": 2e-3, "muon": (MUON_RATE, matrices), "weight_decay": 0.01, "warmup": 50}
+    fit(model, loss_of, steps=steps, state=work / "llm.pt", report=report, **rates)
     export(model, folder)
+
+
+def loss_on(model: LlamaForCausalLM, tokenizer, documents: list[Document]) -> Tensor:
+    """Mean cross entropy of the documents' tokens, weighted as `encode` says."""
+    ids, weights, _ = encode(tokenizer, documents)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(input_ids=ids).logits[:, :-1]
+    each = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    return (each * weights[:, 1:].flatten()).sum() / weights.sum()
 
 
 @torch.no_grad()

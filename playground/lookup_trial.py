@@ -1,10 +1,11 @@
-"""How fast a small Llama learns to look things up in a list: a trial of optimizers, number pieces and curricula.
+"""How fast a small Llama learns to look things up in a list: a trial of starts, optimizers, pieces and curricula.
 
-    python -m playground.lookup_trial --numbers spaced --plan words:250 number:300 box:500     # about four minutes
-    python -m playground.lookup_trial --optimizer adamw --plan words:250
+    python -m playground.lookup_trial --plan box:200                                           # the shipped recipe
+    python -m playground.lookup_trial --start random --numbers spaced --plan words:250 number:300 box:500
+    python -m playground.lookup_trial --start random --optimizer adamw --plan words:250
 
-Each row lists two to four objects ("red three 0.31; blue star 0.72."), then asks for each fact once. Printed every 50 steps:
-the share of exact answers, and of right pieces in them. Nothing is written; the model card quotes this.
+Each row lists two to four objects ("red three 0.31; blue star 0.72."), then asks for each fact once. Printed every 50
+steps: the share of exact answers, and of right pieces in them. Nothing is written; the model card quotes this.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from transformers import LlamaForCausalLM
 from llava_pat.data.tokenize import load_tokenizer
 from playground import language_model, vocabulary, world
 
-TENTHS = vocabulary.NUMBER_MERGES
+TENTHS, HUNDREDTHS = vocabulary.TENTHS, vocabulary.HUNDREDTHS
 NUMBERS = {
-    "whole": (*TENTHS, *(f"{i / 100:.2f}" for i in range(101))),  # one piece a number
-    "split": TENTHS,  # "0.3" "1", the space before them a piece of its own: what the shipped model has
+    "boxed": vocabulary.NUMBER_MERGES,  # "▁[0.31,": the bracket, space and comma belong to the piece, as shipped
+    "whole": (*TENTHS, *HUNDREDTHS),  # one piece a number
+    "split": TENTHS,  # "0.3" "1", the space before them a piece of its own
     "spaced": (*TENTHS, *(f"▁{tenth}" for tenth in TENTHS if len(tenth) == 3)),  # "▁0.3" "1"
 }
+LEARNED_PIECES = vocabulary.LLAMA_PIECES - len(vocabulary.NUMBER_MERGES)
 VALUES = {"words": 0, "number": 1, "box": 4}
 ROWS = {"words": 48, "number": 48, "box": 24}
 
@@ -49,17 +52,20 @@ def document(mode: str, rng: np.random.Generator) -> language_model.Document:
     return language_model.ask_once(language_model.Document(listed), facts + (words if mode == "number" else []), rng)
 
 
-def trial(tokenizer, optimizer: str, plan: list[tuple[str, int]], seed: int) -> None:
+def trial(tokenizer, start: str, optimizer: str, plan: list[tuple[str, int]], seed: int) -> None:
     """Trains through the plan's stages and prints what is learned."""
     torch.manual_seed(seed)
     model = LlamaForCausalLM(language_model.llama_config(len(tokenizer)))
     model.set_attn_implementation("eager")  # see tower.py
+    if start == "begun":
+        language_model.begin(model, language_model.number_values(tokenizer))
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2] if optimizer == "muon" else []
     taken = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in taken]
     peaks = {torch.optim.AdamW(others, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01): 2e-3}
     if matrices:
-        peaks[torch.optim.Muon(matrices, lr=0.02, momentum=0.95, weight_decay=0.01)] = 0.02
+        rate = language_model.MUON_RATE
+        peaks[torch.optim.Muon(matrices, lr=rate, momentum=0.95, weight_decay=0.01)] = rate
     started, step = time.perf_counter(), 0
     for mode, steps in plan:
         exact: list[bool] = []
@@ -87,15 +93,17 @@ def trial(tokenizer, optimizer: str, plan: list[tuple[str, int]], seed: int) -> 
                     pieces.append(float(right.float().mean()))
             if stage_step % 50 == 0:
                 seconds = time.perf_counter() - started
-                print(f"{mode} {step}: exact {np.mean(exact):.3f} pieces {np.mean(pieces):.3f} {seconds:.0f} s", flush=True)
+                shown = f"exact {np.mean(exact):.3f} pieces {np.mean(pieces):.3f} {seconds:.0f} s"
+                print(f"{mode} {step}: {shown}", flush=True)
                 exact, pieces = [], []
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--numbers", choices=list(NUMBERS), default="split", help="which pieces numbers are made of")
+    parser.add_argument("--numbers", choices=list(NUMBERS), default="boxed", help="which pieces numbers are made of")
+    parser.add_argument("--start", choices=("begun", "random"), default="begun", help="weights before the first step")
     parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon", help="for the layers' matrices")
-    parser.add_argument("--plan", nargs="+", default=["words:250"], help="stages, MODE:STEPS with words, number or box")
+    parser.add_argument("--plan", nargs="+", default=["box:200"], help="stages, MODE:STEPS with words, number or box")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args(argv)
@@ -105,8 +113,9 @@ def main(argv: list[str] | None = None) -> None:
     if unknown:
         parser.error(f"unknown stage {unknown[0]!r}; there are {', '.join(VALUES)}")
     with tempfile.TemporaryDirectory() as folder:
-        vocabulary.build_llama_tokenizer(Path(folder), NUMBERS[arguments.numbers])
-        trial(load_tokenizer(folder, 2048), arguments.optimizer, plan, arguments.seed)
+        merges = NUMBERS[arguments.numbers]
+        vocabulary.build_llama_tokenizer(Path(folder), merges, LEARNED_PIECES + len(merges))
+        trial(load_tokenizer(folder, 2048), arguments.start, arguments.optimizer, plan, arguments.seed)
 
 
 if __name__ == "__main__":

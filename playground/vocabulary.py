@@ -2,9 +2,10 @@
 
 - The text tower's: CLIP's byte-pair encoding (`vocab.json`, `merges.txt`), every byte covered.
 - The language model's: a sentencepiece `tokenizer.model` like Llama's (byte-pair encoding, byte fallback, dummy prefix,
-  whitespace kept), so that slow tokenizers load it too. A two-decimal number is two pieces, "0.3" and "7": eleven tenths
-  and ten digits. One piece for each of the 101 numbers is harder to learn to copy, four pieces make a box long.
-  They are ordinary pieces whose merges come first, not `user_defined_symbols`: transformers 5 puts a space behind those.
+  whitespace kept), so that slow tokenizers load it too. A number of a box is one piece with the bracket, space and
+  comma around it, so a box is four pieces: rows are short, and copying a box is four look-ups of one token.
+  They are ordinary pieces whose merges come first, not `user_defined_symbols`: transformers 5 puts a space behind
+  those.
 """
 
 from __future__ import annotations
@@ -18,13 +19,22 @@ import numpy as np
 
 from playground import text, world
 
-NUMBER_MERGES = ("0.", "1.", *(f"0.{tenth}" for tenth in range(10)), "1.0")
-"""Every merge on the way to a number's first piece, in the order in which they must happen."""
+TENTHS = ("0.", "1.", *(f"0.{tenth}" for tenth in range(10)), "1.0")
+HUNDREDTHS = tuple(f"{hundredths / 100:.2f}" for hundredths in range(101))
+NUMBER_MERGES = (
+    *TENTHS,
+    *HUNDREDTHS,
+    *(f"{number}{end}" for end in ",]" for number in HUNDREDTHS),
+    *(f"▁{number}{end}" for end in ",]" for number in HUNDREDTHS),
+    *(f"▁[{number}," for number in HUNDREDTHS),
+)
+"""Every merge on the way to a box's four pieces, "▁[0.12,", "▁0.30,", "▁0.55,", "▁0.91]", in the order in which they
+happen. "▁[" itself is learned: every box of the corpus begins with it."""
 V1_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
-LLAMA_PIECES = 700
+LLAMA_PIECES = 1310
 CLIP_MERGES = 240
 
 
@@ -43,7 +53,9 @@ def corpus(scenes: int = 3000, seed: int = 0) -> Iterator[str]:
             yield V1_SYSTEM
 
 
-def build_llama_tokenizer(folder: Path, number_merges: Sequence[str] = NUMBER_MERGES) -> None:
+def build_llama_tokenizer(
+    folder: Path, number_merges: Sequence[str] = NUMBER_MERGES, pieces: int = LLAMA_PIECES
+) -> None:
     """Writes tokenizer.model and the two JSON files that transformers 4.37 and 5 read beside it."""
     import sentencepiece
 
@@ -52,7 +64,7 @@ def build_llama_tokenizer(folder: Path, number_merges: Sequence[str] = NUMBER_ME
         sentence_iterator=corpus(),
         model_writer=model,
         model_type="bpe",
-        vocab_size=LLAMA_PIECES - len(number_merges),
+        vocab_size=pieces - len(number_merges),
         byte_fallback=True,
         character_coverage=1.0,
         normalization_rule_name="identity",
@@ -87,15 +99,20 @@ def build_llama_tokenizer(folder: Path, number_merges: Sequence[str] = NUMBER_ME
 
 
 def _with_numbers(model: bytes, number_merges: Sequence[str]) -> bytes:
-    """Adds the merges with scores above every trained merge: sentencepiece merges the best score first."""
+    """Adds the merges with scores above every trained merge, and ids below: sentencepiece merges the best score first,
+    the tokenizer that transformers 5 makes of the file the lowest id."""
     from sentencepiece import sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)
     present = {piece.piece for piece in proto.pieces}
+    trained = next(index for index, piece in enumerate(proto.pieces) if piece.type == piece.NORMAL)
+    learned = list(proto.pieces[trained:])
+    del proto.pieces[trained:]
     for rank, number in enumerate(number_merges):
         if number in present:
             raise ValueError(f"sentencepiece learned {number!r} itself; its score would be wrong")
         proto.pieces.add(piece=number, score=float(len(number_merges) - rank))
+    proto.pieces.extend(learned)
     proto.trainer_spec.vocab_size = len(proto.pieces)
     return proto.SerializeToString()
 

@@ -32,6 +32,10 @@ def test_the_card_says_which_bars_are_met(tmp_path: Path) -> None:
     assert "| position error crop | 0.300 | <= 0.5 | yes |" in text
     assert "| rec | 0.700 | >= 0.6 | yes |" in text and "| relation | 0.500 | >= 0.8 | **no** |" in text
     assert "| caption | 0.010 |  |  |" in text and "2.0 MB" in text
+    assert "Bars missed: `relation` 0.500." in text and "would want: `rec` 0.700, `relation` 0.500." in text
+    figures["llama"] = {"rec": 0.95, "relation": 0.9, "caption": 0.01}
+    text = card.render(tmp_path, figures)
+    assert "Every bar is met." in text and "would want: none." in text
 
 
 def test_the_linear_probe_reads_what_is_linear_and_not_what_is_not() -> None:

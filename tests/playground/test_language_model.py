@@ -27,7 +27,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def documents():
-    return [language_model.document(0, "train", index) for index in range(24)]
+    return [language_model.document(0, "train", index, kind) for kind in language_model.ROWS for index in range(6)]
 
 
 @pytest.fixture(scope="module")
@@ -88,16 +88,85 @@ def test_drills_are_true():
     assert len(shapes) == 3, "label to box, box to label, word to word"
 
 
-def test_the_curriculum_begins_with_small_scenes():
-    def sizes(progress):
-        made = [language_model.document(0, "train", index, progress) for index in range(40)]
-        talks = [one for one in made if one.answers[0][0] != "plain"]
-        drills = sum(one.answers[0][0] == "drill" for one in made)
-        return {one.text[: one.answers[0][1]].split("].")[0].count("[") for one in talks}, drills
+def reading(scene: world.Scene, question: str) -> str | None:
+    """The answer to one of the hard questions, by reading the question; None for the other types."""
+    labels = {thing.label: thing for thing in scene.things}
+    words = question.removesuffix("?").split()
+    if words[:2] == ["Is", "there"]:
+        return "yes" if " ".join(words[3:5]) in labels else "no"
+    if words[0] == "Is":
+        one, two = labels[" ".join(words[2:4])], labels[" ".join(words[-2:])]
+        return "yes" if text.relation(scene, one, two, " ".join(words[4:-3])) else "no"
+    if words[:2] != ["How", "many"]:
+        return None
+    named = {"digits": world.DIGITS, "shapes": world.SHAPES, "objects": world.KINDS}.get(words[2], world.KINDS)
+    wanted = [t for t in scene.things if t.kind in named and (words[3] == "objects") <= (t.colour == words[2])]
+    return str(len(wanted))
 
-    (first, drills), (second, _), (last, fewer) = sizes(0.0), sizes(0.06), sizes(1.0)
-    assert max(first) <= 2 and max(second) <= 3 and max(last) >= 5
-    assert drills > 2 * fewer > 0
+
+def test_quizzes_are_true_and_no_question_answers_another():
+    types = []
+    for index in range(60):
+        scene = world.scene(0, "train", index)
+        one = language_model.quiz(scene, np.random.default_rng(index))
+        asked, position = [], 0
+        for _, start, end in one.answers:
+            question = one.text[position:start].split("\n")[-1].removeprefix("USER: ").removesuffix(" ASSISTANT: ")
+            answer = one.text[start:end].removesuffix("</s>")
+            assert reading(scene, question) in (None, answer), (question, answer)
+            asked.append(question)
+            position = end
+        assert len(asked) == len(set(asked)) <= language_model.QUIZ_QUESTIONS
+        pairs = []
+        for words in (question.removesuffix("?").split() for question in asked if question.startswith("Is the ")):
+            pairs.append((frozenset([" ".join(words[2:4]), " ".join(words[-2:])]), "of" in words))
+        assert len(pairs) == len(set(pairs)), asked
+        types.append(frozenset(kind for kind, _, _ in one.answers))
+    assert {frozenset([kind]) for kind in language_model.HARD_TYPES} < set(types) and max(map(len, types)) > 3
+
+
+def test_the_schedule():
+    """Drills alone at first, of small scenes; every kind later, and drills never vanish."""
+    ends = list(language_model.SCHEDULE)
+    assert ends == sorted(ends) and ends[-1] == 1
+    assert all(sum(shares.values()) == pytest.approx(1) for shares in language_model.SCHEDULE.values())
+    drawn = [[language_model.row_kind(0, step, progress) for step in range(400)] for progress in (0.0, 0.1, 1.0)]
+    assert set(drawn[0]) == {"drill"} and set(drawn[1]) == set(drawn[2]) == set(language_model.ROWS)
+    assert drawn[1].count("drill") > 2 * drawn[2].count("drill") > 0
+    seen: set[str] = set()
+    for step, sizes in ((0, {2, 3}), (4, {2, 3, 4, 5}), (5, {2, 3, 4, 5})):
+        kind, made = language_model.batch(0, step, 20, 12)
+        assert len(made) == 12 * language_model.ROWS[kind] and (kind == "drill" or step > 0)
+        scenes = {one.text[: one.answers[0][1]].split("].")[0] for one in made}
+        assert {scene.count("[") for scene in scenes} == sizes and not seen & scenes
+        seen |= scenes
+
+
+@torch.no_grad()
+def test_a_model_begins_by_looking_back(tokenizer):
+    """At the start, the first layer's heads look where BACK says, and queries meet their like in the others."""
+    torch.manual_seed(0)
+    config = language_model.llama_config(len(tokenizer))
+    config.num_hidden_layers = 2
+    model = LlamaForCausalLM(config)
+    model.set_attn_implementation("eager")
+    numbers = language_model.number_values(tokenizer)
+    language_model.begin(model, numbers)
+    ids = torch.tensor([tokenizer.encode("USER: Where is the red three? ASSISTANT: [0.12, 0.30, 0.55, 0.91]</s>")])
+    first = model(input_ids=ids, output_attentions=True).attentions[0][0]  # [heads, query, key]
+    for head, distance in enumerate(language_model.BACK):
+        looked = torch.stack([first[head, at, at - distance] for at in range(4, ids.shape[1])])
+        assert looked.min() > 0.5, (head, looked)
+    attention = model.model.layers[1].self_attn
+    assert torch.equal(attention.q_proj.weight, attention.k_proj.weight)
+    assert torch.equal(attention.o_proj.weight, attention.v_proj.weight.T * 0.5)
+
+
+def test_number_values(tokenizer):
+    found = language_model.number_values(tokenizer)
+    values = {tokenizer.convert_ids_to_tokens(token): value for token, value in found.items()}
+    assert values["▁[0.31,"] == values["▁0.31,"] == values["▁0.31]"] == 0.31 and values["▁1.00]"] == 1
+    assert len(values) == 6 * 101 and "0.3" not in values
 
 
 def test_weights(documents, encoded):
@@ -157,10 +226,11 @@ def test_a_hint_comes_once_and_only_for_questions():
 
 
 def test_documents_follow_from_their_index():
-    one = language_model.document(0, "train", 7)
-    language_model.document(0, "val", 2)
-    assert one == language_model.document(0, "train", 7)
-    assert one != language_model.document(0, "val", 7) and one != language_model.document(1, "train", 7)
+    for kind in language_model.ROWS:
+        one = language_model.document(0, "train", 7, kind)
+        language_model.document(0, "val", 2, kind)
+        assert one == language_model.document(0, "train", 7, kind)
+        assert one != language_model.document(0, "val", 7, kind) and one != language_model.document(1, "train", 7, kind)
 
 
 def test_plain_rows_have_stage_1s_shape():

@@ -22,12 +22,14 @@ def test_every_answer_is_in_the_list_and_asked_once(mode: str) -> None:
 def test_the_pieces_are_what_their_names_say(tmp_path) -> None:
     pieces = {}
     for name, merges in lookup_trial.NUMBERS.items():
-        lookup_trial.vocabulary.build_llama_tokenizer(tmp_path / name, merges)
-        pieces[name] = lookup_trial.load_tokenizer(str(tmp_path / name), 2048).tokenize("red 0.31")
+        pieces_wanted = lookup_trial.LEARNED_PIECES + len(merges)
+        lookup_trial.vocabulary.build_llama_tokenizer(tmp_path / name, merges, pieces_wanted)
+        pieces[name] = lookup_trial.load_tokenizer(str(tmp_path / name), 2048).tokenize("red [0.31, 0.42]")
     assert pieces == {
-        "whole": ["▁red", "▁", "0.31"],
-        "split": ["▁red", "▁", "0.3", "1"],
-        "spaced": ["▁red", "▁0.3", "1"],
+        "boxed": ["▁red", "▁[0.31,", "▁0.42]"],
+        "whole": ["▁red", "▁[", "0.31", ",", "▁", "0.42", "]"],
+        "split": ["▁red", "▁[", "0.3", "1", ",", "▁", "0.4", "2", "]"],
+        "spaced": ["▁red", "▁[", "0.3", "1", ",", "▁0.4", "2", "]"],
     }
 
 

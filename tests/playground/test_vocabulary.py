@@ -81,14 +81,15 @@ def test_words_have_tokens_of_their_own(llama, clip):
         assert len({tokenizer.encode(word, add_special_tokens=False)[0] for word in words}) == len(words)
 
 
-def test_every_two_decimal_number_is_two_pieces(llama, pieces):
-    """The tenths and a digit, wherever in a box the number stands."""
+def test_every_box_is_four_pieces(llama, pieces):
+    """A number with the bracket, space and comma around it, wherever in a box the number stands."""
     for hundredths in range(101):
         number = f"{hundredths / 100:.2f}"
-        wanted = [number[:3], number[3]]
-        assert pieces.encode(f"[{number}]", out_type=str) == ["▁[", *wanted, "]"]
-        box = ["▁[", *wanted, ",", "▁", *wanted, ",", "▁", "0.3", "5", ",", "▁", *wanted, "]"]
-        assert llama.tokenize(f"[{number}, {number}, 0.35, {number}]") == box
+        box = f"[{number}, {number}, 0.35, {number}]"
+        wanted = [f"▁[{number},", f"▁{number},", "▁0.35,", f"▁{number}]"]
+        assert pieces.encode(box, out_type=str) == llama.tokenize(box) == wanted
+        listed = f"red three {box}; blue star {box}."
+        assert llama.tokenize(listed) == ["▁red", "▁three", *wanted, ";", "▁blue", "▁star", *wanted, "."]
 
 
 def test_a_longer_number_is_not_swallowed(llama):
