@@ -37,7 +37,7 @@ def check_processor(
 
     Raises CheckError with both sides for the first difference.
     """
-    # The PIL backend gives training's pixels to the bit; torchvision's resizing rounds differently.
+    # The PIL backend resizes as training does; torchvision's resizing rounds differently.
     processor = AutoProcessor.from_pretrained(folder, backend="pil")
     image = made_up_image()
     for conversation in CONVERSATIONS:

@@ -26,7 +26,7 @@ from llava_pat.models.from_folder import load_model
 from llava_pat.models.hf_layout import ChatFormat
 from llava_pat.models.llava_config import READABLE_BY_LLAVA, read_config
 from llava_pat.models.llava_names import check_output_name, evaluation_command
-from llava_pat.models.loading import load_image_processor
+from llava_pat.models.loading import load_image_processor, tower_image_size
 from llava_pat.models.shards import is_local, read_file
 from llava_pat.models.source import HF_RECORD, Checkpoint, find_tower, layout_of, open_checkpoint
 from llava_pat.types import IMAGE_TOKEN, DataError, Turn
@@ -162,7 +162,8 @@ def settle_tower(checkpoint: Checkpoint, arguments: argparse.Namespace) -> Check
 def _to_hf(checkpoint: Checkpoint, folder: Path, arguments: argparse.Namespace) -> list[str]:
     template = get_template(arguments.template)
     tokenizer = load_tokenizer(checkpoint.tokenizer)
-    processor = load_image_processor(checkpoint.vision_tower, checkpoint.vision.image_size)
+    image_size = tower_image_size(checkpoint.vision_tower, checkpoint.vision)
+    processor = load_image_processor(checkpoint.vision_tower, image_size)
     chat = ChatFormat(template.opening, template.between, template.header, template.lead, template.close)
     with _bar("writing", _bytes(checkpoint, tower=True)) as bar:
         write_hf(
@@ -171,12 +172,13 @@ def _to_hf(checkpoint: Checkpoint, folder: Path, arguments: argparse.Namespace) 
             tokenizer=tokenizer.backend_tokenizer,
             chat=chat,
             image_processor=processor.to_dict(),
+            image_size=image_size,
             max_shard_size=arguments.max_shard_size,
             progress=bar.update,
         )
     checked = [_compare(folder, checkpoint, arguments, tower=True)]
     geometry = geometry_for(checkpoint.settings["image_aspect_ratio"], processor)
-    patches = (checkpoint.vision.image_size // checkpoint.vision.patch_size) ** 2
+    patches = (image_size // checkpoint.vision.patch_size) ** 2
     patches += checkpoint.settings["mm_vision_select_feature"] == "cls_patch"
     checked += check_processor(folder, tokenizer, template, geometry, patches)
     if _verifies(checkpoint, arguments):
@@ -191,7 +193,7 @@ def _to_llava(checkpoint: Checkpoint, folder: Path, arguments: argparse.Namespac
     if checkpoint.kind == "hf" and _verifies(checkpoint, arguments):
         try:
             tower_at = find_tower(arguments.src, checkpoint.settings["mm_vision_tower"], arguments.vision_tower)
-            processor = load_image_processor(tower_at, checkpoint.vision.image_size)
+            processor = load_image_processor(tower_at, tower_image_size(tower_at, checkpoint.vision))
         except OSError as error:
             print(f"logits are not compared, since the vision tower is not here: {error}")
             return checked

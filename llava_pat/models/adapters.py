@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llava_pat.models.checkpoint import save_config, write_aside, write_projector
-from llava_pat.models.llava_layout import PROJECTOR_PREFIX, TOWER_PREFIX, tower_tensors, with_vision_model, write_json
+from llava_pat.models.llava_layout import PROJECTOR_PREFIX, TOWER_PREFIX, tower_tensors, write_json
 from llava_pat.models.quantized import (
     prepare_quantized,
     quantization,
@@ -38,6 +38,7 @@ from llava_pat.models.quantized import (
     write_quantization,
 )
 from llava_pat.models.shards import LazyTensor, is_local, read_file
+from llava_pat.models.tower_names import parts_by_name
 from llava_pat.models.vlm import VisionLanguageModel
 
 logger = logging.getLogger(__name__)
@@ -284,14 +285,12 @@ def _projector_parameters(model: VisionLanguageModel) -> dict[str, Tensor]:
 
 
 def _tower_parameters(model: VisionLanguageModel) -> dict[str, Tensor]:
-    """All of the tower's, also what stayed frozen. Raises ValueError for a tower that was cut."""
-    names = tower_tensors(model.tower)  # for its checks
-    found = {
-        TOWER_PREFIX + with_vision_model(name): tensor
-        for name, tensor in model.tower.model.state_dict(keep_vars=True).items()
-    }
-    assert found.keys() == {TOWER_PREFIX + name for name in names}
-    return found
+    """All of the tower's, also what stayed frozen. ValueError for a tower that was cut, and for DINOv2's giant."""
+    tower_tensors(model.tower)  # for its checks
+    found = parts_by_name(model.tower.model)
+    if any(len(parts) > 1 for parts in found.values()):
+        raise ValueError("a vision tower with SwiGLU (DINOv2's giant) that trains has no place beside adapters")
+    return {TOWER_PREFIX + name: tensor for name, (tensor,) in found.items()}
 
 
 def _plain(name: str) -> str:

@@ -31,7 +31,8 @@ from llava_pat.models.llava_layout import (
     write_json,
 )
 from llava_pat.models.shards import LazyTensor, write_shards
-from llava_pat.models.source import Checkpoint, open_checkpoint, read_json, tower_weights
+from llava_pat.models.source import Checkpoint, open_checkpoint, read_json
+from llava_pat.models.tower_source import tower_weights
 from llava_pat.types import IMAGE_TOKEN
 
 Progress = Callable[[int], object]
@@ -57,13 +58,15 @@ def write_hf(
     tokenizer: Tokenizer,
     chat: ChatFormat,
     image_processor: Mapping,
+    image_size: int,
     max_shard_size: int | str = "5GB",
     progress: Progress | None = None,
 ) -> dict[str, LazyTensor]:
     """llava-hf's layout. Returns what was written, by name.
 
     tokenizer: gives the ids of training (data.tokenize.load_tokenizer's backend); <image> and <pad> are added here.
-    image_processor: the tower's, as a dict. Raises ValueError for a model that LlavaConfig cannot describe.
+    image_processor: the tower's, as a dict; image_size: what it makes, in pixels.
+    Raises ValueError for a model that LlavaConfig cannot describe.
     """
     refuse_what_llava_hf_lacks(checkpoint)
     tokenizer, vocabulary = with_image_token(tokenizer, checkpoint.text.vocab_size)
@@ -73,7 +76,7 @@ def write_hf(
     length = int(checkpoint.settings.get("tokenizer_model_max_length", 2048))
     write_tokenizer(tokenizer, checkpoint.tokenizer, template, length, folder)
     dtype = checkpoint.language["model.embed_tokens.weight"].dtype
-    write_configs(checkpoint, vocabulary, dtype, image_processor, template, folder)
+    write_configs(checkpoint, vocabulary, dtype, image_processor, image_size, template, folder)
     return tensors
 
 

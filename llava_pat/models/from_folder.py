@@ -8,15 +8,17 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, BaseImageProcessor, LlavaForConditionalGeneration
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from llava_pat.models.checkpoint import load_projector
 from llava_pat.models.llava_config import read_config, refuse_unsupported, settings_of
-from llava_pat.models.llava_layout import TOWER_PREFIX, with_vision_model
-from llava_pat.models.loading import available_attention, load_image_processor
+from llava_pat.models.llava_layout import TOWER_PREFIX
+from llava_pat.models.loading import available_attention, load_image_processor, tower_image_size, tower_kind
 from llava_pat.models.projectors import build_projector
+from llava_pat.models.restore import fill
 from llava_pat.models.shards import tensor_files
-from llava_pat.models.source import HF_RECORD, find_tower, layout_of, stage1_base
+from llava_pat.models.source import HF_RECORD, find_tower, hf_aspect, layout_of, stage1_base
+from llava_pat.models.tower_names import joined_shape, parts_by_name
+from llava_pat.models.tower_source import feature_of
 from llava_pat.models.towers import VisionTower
 from llava_pat.models.vlm import VisionLanguageModel
 
@@ -94,7 +96,7 @@ def load_model(
 def load_own_tower(folder: str, tower: VisionTower) -> None:
     """The tower that was trained is in the folder; LLaVA reads it from there too."""
     stored = {key: t for key, t in tensor_files(folder).items() if key.startswith(TOWER_PREFIX)}
-    wanted = {TOWER_PREFIX + with_vision_model(name): name for name in tower.model.state_dict()}
+    wanted = {TOWER_PREFIX + name: parts for name, parts in parts_by_name(tower.model).items()}
     stored = {key: t for key, t in stored.items() if not key.endswith(".position_ids")}
     missing, surplus = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
     if missing or surplus:
@@ -102,14 +104,15 @@ def load_own_tower(folder: str, tower: VisionTower) -> None:
             f"{folder}: config.json has unfreeze_mm_vision_tower true, but the weights of the tower do not fit: "
             f"{len(missing)} missing {missing[:3]}, {len(surplus)} unexpected {surplus[:3]}"
         )
-    own = tower.model.state_dict()
-    for key, name in wanted.items():
-        if stored[key].shape != tuple(own[name].shape):
+    for key, parts in wanted.items():
+        shape = joined_shape([tuple(part.shape) for part in parts])
+        if stored[key].shape != shape:
             raise ValueError(
-                f"{folder}: {key} is {list(stored[key].shape)} there and {list(own[name].shape)} in the tower that "
+                f"{folder}: {key} is {list(stored[key].shape)} there and {list(shape)} in the tower that "
                 "config.json names; say --vision_tower with the one it was trained from"
             )
-    tower.model.load_state_dict({name: stored[key].read() for key, name in wanted.items()}, strict=True)
+    for key, parts in wanted.items():
+        fill(parts, stored[key])
 
 
 def _load_hf(folder: str, dtype: torch.dtype, attn_implementation: str) -> LoadedModel:
@@ -131,12 +134,13 @@ def _load_hf(folder: str, dtype: torch.dtype, attn_implementation: str) -> Loade
     source = theirs.model.multi_modal_projector
     projector[0].load_state_dict(source.linear_1.state_dict())
     projector[2].load_state_dict(source.linear_2.state_dict())
-    feature = {"default": "patch", "full": "cls_patch"}[config.vision_feature_select_strategy]
-    tower = VisionTower(theirs.model.vision_tower)
+    vision = config.vision_config
+    feature = feature_of(vision, config.vision_feature_select_strategy, folder)
+    tower = VisionTower(theirs.model.vision_tower, tower_image_size(folder, vision))
     model = VisionLanguageModel(tower, projector, llm, config.vision_feature_layer, feature)
     settings = read_config(folder).get(HF_RECORD, {}).get("settings", {})
     model.requires_grad_(False)
-    # Without a record it is llava-hf's own, which are LLaVA-1.5: trained on padded images.
-    aspect = settings.get("image_aspect_ratio", "pad")
-    processor = CLIPImageProcessorPil.from_pretrained(folder, do_pad=False)  # geometry_for pads, as training does
+    aspect = settings.get("image_aspect_ratio") or hf_aspect(folder, vision.model_type)
+    # geometry_for pads, as training does
+    processor = tower_kind(vision.model_type, folder).processor.from_pretrained(folder, do_pad=False)
     return LoadedModel(model.eval(), "hf", folder, aspect, settings, folder, processor)

@@ -24,16 +24,24 @@ from llava_pat.models.llava_config import in_old_words
 from llava_pat.models.llava_layout import PROJECTOR_PREFIX, write_generation_config, write_json
 from llava_pat.models.shards import LazyTensor, find_file
 from llava_pat.models.source import HF_RECORD, Checkpoint, read_json
+from llava_pat.models.tower_source import class_tokens, strategy_of
 from llava_pat.types import IMAGE_TOKEN
 
 PAD_TOKEN = "<pad>"
 _MULTIPLE = 64
 _NOISE = 1e-5  # of the words' covariance, as in the original script
-_VISION_KEYS = (
-    "attention_dropout", "hidden_act", "hidden_size", "image_size", "initializer_factor", "initializer_range",
-    "intermediate_size", "layer_norm_eps", "num_attention_heads", "num_channels", "num_hidden_layers", "patch_size",
-    "projection_dim",
-)  # fmt: skip
+_VISION_KEYS = ("hidden_act", "hidden_size", "image_size", "layer_norm_eps", "num_attention_heads", "num_channels",
+                "num_hidden_layers", "patch_size")  # fmt: skip
+_VISION_KEYS_OF = {
+    "clip_vision_model": (
+        "attention_dropout", "initializer_factor", "initializer_range", "intermediate_size", "projection_dim",
+    ),
+    "siglip_vision_model": ("attention_dropout", "intermediate_size", "vision_use_head"),
+    "dinov2": (
+        "attention_probs_dropout_prob", "drop_path_rate", "hidden_dropout_prob", "initializer_range",
+        "layerscale_value", "mlp_ratio", "qkv_bias", "use_mask_token", "use_swiglu_ffn",
+    ),
+}  # fmt: skip
 _PROCESSOR_KEYS = (
     "crop_size", "do_center_crop", "do_convert_rgb", "do_normalize", "do_rescale", "do_resize", "image_mean",
     "image_std", "resample", "rescale_factor", "size",
@@ -62,6 +70,12 @@ class Vocabulary:
 
 def refuse_what_llava_hf_lacks(checkpoint: Checkpoint) -> None:
     """ValueError for a model that LlavaConfig cannot describe."""
+    tower = checkpoint.vision.model_type
+    if tower not in _VISION_KEYS_OF:
+        raise ValueError(
+            f"{checkpoint.name}: its vision tower is a {tower} model, whose registers LlavaForConditionalGeneration "
+            "would take for patches, so this model has no llava-hf form. Keep LLaVA's layout"
+        )
     kind = checkpoint.settings["mm_projector_type"]
     if kind != "mlp2x_gelu":
         raise ValueError(
@@ -211,8 +225,8 @@ def chat_template(chat: ChatFormat) -> str:
 # ---- configs
 
 
-def hf_config(checkpoint: Checkpoint, vocabulary: Vocabulary, dtype: torch.dtype) -> dict:
-    """config.json of LlavaForConditionalGeneration, for 4.37.2 and 5.x."""
+def hf_config(checkpoint: Checkpoint, vocabulary: Vocabulary, dtype: torch.dtype, image_size: int) -> dict:
+    """config.json of LlavaForConditionalGeneration, for 4.37.2 and 5.x. image_size: of what the tower is given."""
     name = str(dtype).removeprefix("torch.")
     text: PretrainedConfig = copy.deepcopy(checkpoint.text)
     text_part = in_old_words(text, name) | {"model_type": text.model_type, "vocab_size": vocabulary.rows}
@@ -220,9 +234,11 @@ def hf_config(checkpoint: Checkpoint, vocabulary: Vocabulary, dtype: torch.dtype
     if text_part.get("rope_scaling") is None:
         text_part.pop("rope_scaling", None)  # 5.x warns of the old word even where it says nothing
     vision = checkpoint.vision.to_dict()
-    vision_part = {key: vision[key] for key in _VISION_KEYS} | {"model_type": "clip_vision_model", "torch_dtype": name}
+    kind = checkpoint.vision.model_type
+    keys = (*_VISION_KEYS, *_VISION_KEYS_OF[kind])
+    vision_part = {key: vision[key] for key in keys if key in vision} | {"model_type": kind, "torch_dtype": name}
     feature = checkpoint.settings["mm_vision_select_feature"]
-    side = vision["image_size"] // vision["patch_size"]
+    side = image_size // vision["patch_size"]
     return {
         "architectures": ["LlavaForConditionalGeneration"],
         "ignore_index": -100,
@@ -238,7 +254,7 @@ def hf_config(checkpoint: Checkpoint, vocabulary: Vocabulary, dtype: torch.dtype
         "transformers_version": transformers.__version__,
         "vision_config": vision_part,
         "vision_feature_layer": checkpoint.settings["mm_vision_select_layer"],
-        "vision_feature_select_strategy": _strategy(checkpoint.settings),
+        "vision_feature_select_strategy": strategy_of(checkpoint.vision, feature),
         HF_RECORD: {
             "base": checkpoint.base,
             "settings": dict(checkpoint.settings),
@@ -247,25 +263,36 @@ def hf_config(checkpoint: Checkpoint, vocabulary: Vocabulary, dtype: torch.dtype
     }
 
 
-def _strategy(settings: Mapping) -> str:
-    return {"patch": "default", "cls_patch": "full"}[settings["mm_vision_select_feature"]]
-
-
 def image_processor_config(processor: Mapping, image_aspect_ratio: str) -> dict:
     """preprocessor_config.json whose pixels are the training's.
 
-    "pad" needs LlavaImageProcessor (transformers >= 4.49); CLIPImageProcessor, all that 4.37.2 has, cannot pad: give it
-    images that are square already.
+    "pad" needs LlavaImageProcessor (transformers >= 4.49); the towers' own, all that 4.37.2 has, cannot pad: give them
+    images that are square already. processor: the tower's, as a dict.
     """
     config = {key: processor[key] for key in _PROCESSOR_KEYS if key in processor}
-    pads = image_aspect_ratio == "pad"
-    name = "LlavaImageProcessor" if pads else "CLIPImageProcessor"
-    config |= {"image_processor_type": name, "processor_class": "LlavaProcessor"}
-    return config | ({"do_pad": True} if pads else {})
+    config["processor_class"] = "LlavaProcessor"
+    if image_aspect_ratio != "pad":
+        if "crop_size" not in config and "size" in config:  # SigLIP: LlavaProcessor reads the side of its images there
+            config |= {"crop_size": config["size"], "do_center_crop": False}
+        return config | {"image_processor_type": processor.get("image_processor_type", "CLIPImageProcessor")}
+    crop, shortest = config.get("crop_size"), config.get("size", {}).get("shortest_edge")
+    if config.get("do_center_crop", True) and crop is not None and shortest in (None, crop["height"]):
+        return config | {"image_processor_type": "LlavaImageProcessor", "do_pad": True}
+    # A padded square is resized once, to what the tower takes (DINOv2's crop would cut its rim off).
+    side = crop if config.get("do_center_crop") else config["size"]
+    square = {"height": side["height"], "width": side["width"]}
+    steps = {"crop_size": square, "do_center_crop": False, "do_pad": True, "size": square}
+    return config | steps | {"image_processor_type": "LlavaImageProcessor"}
 
 
 def write_configs(
-    checkpoint: Checkpoint, vocabulary: Vocabulary, dtype: torch.dtype, processor: Mapping, template: str, folder: Path
+    checkpoint: Checkpoint,
+    vocabulary: Vocabulary,
+    dtype: torch.dtype,
+    processor: Mapping,
+    image_size: int,
+    template: str,
+    folder: Path,
 ) -> None:
     """All JSON files but the tokenizer's; config.json last."""
     aspect = checkpoint.settings.get("image_aspect_ratio", "square")
@@ -274,10 +301,12 @@ def write_configs(
         folder / "processor_config.json",
         {
             "image_token": IMAGE_TOKEN,
-            "num_additional_image_tokens": 1,  # CLIP's class token, which "default" takes off again
+            "num_additional_image_tokens": class_tokens(checkpoint.vision),  # "default" takes one off again
             "patch_size": checkpoint.vision.patch_size,
             "processor_class": "LlavaProcessor",
-            "vision_feature_select_strategy": _strategy(checkpoint.settings),
+            "vision_feature_select_strategy": strategy_of(
+                checkpoint.vision, checkpoint.settings["mm_vision_select_feature"]
+            ),
         },
     )
     write_json(folder / "chat_template.json", {"chat_template": template})
@@ -287,4 +316,4 @@ def write_configs(
         if value is not None:
             generation.setdefault(role, value)
     write_generation_config(generation, folder)
-    save_config(hf_config(checkpoint, vocabulary, dtype), folder)
+    save_config(hf_config(checkpoint, vocabulary, dtype, image_size), folder)

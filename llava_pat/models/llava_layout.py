@@ -5,7 +5,8 @@ Key names, files and settings: llava/train/train.py, llava/model/llava_arch.py a
 
     model.embed_tokens.weight, model.layers.N.*, model.norm.weight, lm_head.weight      the language model
     model.mm_projector.{0,2}.{weight,bias}                                              the projector
-    model.vision_tower.vision_tower.vision_model.*                                      the tower, if it was trained
+    model.vision_tower.vision_tower.*                                                   the tower, if it was trained
+                                                                                        (names: tower_names.py)
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from transformers import PreTrainedModel
 
 from llava_pat.models.checkpoint import save_config, write_projector
 from llava_pat.models.shards import LazyTensor, find_file, write_shards
+from llava_pat.models.tower_names import joined_shape, parts_by_name
 
 if TYPE_CHECKING:
     from llava_pat.models.towers import VisionTower
@@ -118,7 +120,7 @@ def language_tensors(llm: PreTrainedModel) -> dict[str, LazyTensor]:
 
 
 def tower_tensors(tower: VisionTower) -> dict[str, LazyTensor]:
-    """A vision tower's weights under the names that every version reads: `vision_model.*` (5.x's own are flat).
+    """A vision tower's weights under the names that they have in files (tower_names.py).
 
     Raises ValueError for a tower whose upper layers were dropped.
     """
@@ -127,12 +129,14 @@ def tower_tensors(tower: VisionTower) -> dict[str, LazyTensor]:
             f"the vision tower keeps {len(tower.layers)} of its {tower.num_layers} layers, so it cannot be saved; load "
             "the model with whole_tower=True"
         )
-    return {with_vision_model(name): tensor for name, tensor in module_tensors(tower.model).items()}
+    return {name: _joined([_lazy(part) for part in parts]) for name, parts in parts_by_name(tower.model).items()}
 
 
-def with_vision_model(name: str) -> str:
-    """`encoder.layers.0.` and `vision_model.encoder.layers.0.` -> the latter."""
-    return name if name.startswith("vision_model.") else f"vision_model.{name}"
+def _joined(parts: list[LazyTensor]) -> LazyTensor:
+    if len(parts) == 1:
+        return parts[0]
+    shape = joined_shape([part.shape for part in parts])
+    return LazyTensor(shape, parts[0].dtype, lambda: torch.cat([part.read() for part in parts]))
 
 
 def module_tensors(module: nn.Module) -> dict[str, LazyTensor]:
@@ -143,18 +147,18 @@ def module_tensors(module: nn.Module) -> dict[str, LazyTensor]:
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))
-        sharded = hasattr(tensor, "ds_id")  # DeepSpeed puts it on the parameters it shards
-        shape = tuple(tensor.ds_shape) if sharded else tuple(tensor.shape)
-        found[name] = LazyTensor(shape, tensor.dtype, _gatherer(tensor, sharded))
+        found[name] = _lazy(tensor)
     return found
 
 
-def _gatherer(tensor: Tensor, sharded: bool) -> Callable[[], Tensor]:
+def _lazy(tensor: Tensor) -> LazyTensor:
+    sharded = hasattr(tensor, "ds_id")  # DeepSpeed puts it on the parameters it shards
+
     def read() -> Tensor:
         with _gathered(tensor, sharded):
             return tensor.detach().to("cpu", copy=True).contiguous()
 
-    return read
+    return LazyTensor(tuple(tensor.ds_shape) if sharded else tuple(tensor.shape), tensor.dtype, read)
 
 
 @contextlib.contextmanager

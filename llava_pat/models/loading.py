@@ -63,22 +63,24 @@ _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "ep
 
 
 @dataclass(frozen=True)
-class _TowerKind:
+class TowerKind:
+    """The classes of a tower's architecture, and where its size comes from."""
+
     model: type[PreTrainedModel]
     processor: type[BaseImageProcessor]
     whole_patches: bool = True  # the image's side must be a multiple of the patch's
     side_from_processor: bool = False  # position embeddings are interpolated: the processor says how large images are
 
 
-_CLIP = _TowerKind(CLIPVisionModel, CLIPImageProcessorPil)
-_SIGLIP = _TowerKind(SiglipVisionModel, SiglipImageProcessorPil, whole_patches=False)
+_CLIP = TowerKind(CLIPVisionModel, CLIPImageProcessorPil)
+_SIGLIP = TowerKind(SiglipVisionModel, SiglipImageProcessorPil, whole_patches=False)
 _TOWERS = {
     "clip": _CLIP,
     "clip_vision_model": _CLIP,
     "siglip": _SIGLIP,
     "siglip_vision_model": _SIGLIP,
-    "dinov2": _TowerKind(Dinov2Model, BitImageProcessorPil, side_from_processor=True),
-    "dinov2_with_registers": _TowerKind(Dinov2WithRegistersModel, BitImageProcessorPil, side_from_processor=True),
+    "dinov2": TowerKind(Dinov2Model, BitImageProcessorPil, side_from_processor=True),
+    "dinov2_with_registers": TowerKind(Dinov2WithRegistersModel, BitImageProcessorPil, side_from_processor=True),
 }
 """By the config's model_type. SigLIP2 checkpoints of a fixed resolution say "siglip"; "siglip2" is NaFlex."""
 
@@ -117,13 +119,11 @@ def load_vision_tower(name_or_path: str | Path, dtype: torch.dtype, attn_impleme
     name_or_path = str(name_or_path)
     if is_open_clip(name_or_path):
         return load_open_clip_tower(name_or_path, dtype)
-    config = AutoConfig.from_pretrained(name_or_path)
-    kind = _tower_kind(name_or_path, config)
-    vision_config = config.vision_config if config.model_type in ("clip", "siglip") else config
-    side = _processed_side(kind, name_or_path) if kind.side_from_processor else vision_config.image_size
-    if (kind.whole_patches or kind.side_from_processor) and side % vision_config.patch_size:
+    config = tower_config(name_or_path)
+    kind, side = tower_kind(config.model_type, name_or_path), tower_image_size(name_or_path, config)
+    if (kind.whole_patches or kind.side_from_processor) and side % config.patch_size:
         raise ValueError(
-            f"vision tower {name_or_path}: image size {side} is not a multiple of patch size {vision_config.patch_size}"
+            f"vision tower {name_or_path}: image size {side} is not a multiple of patch size {config.patch_size}"
         )
     with _hugging_face_report_off(), _damaged_file_named(name_or_path):
         model, info = kind.model.from_pretrained(
@@ -227,7 +227,7 @@ def load_image_processor(name_or_path: str | Path, image_size: int) -> BaseImage
     if is_open_clip(name_or_path):
         processor = load_open_clip_processor(name_or_path)
     else:
-        kind = _tower_kind(name_or_path, AutoConfig.from_pretrained(name_or_path))
+        kind = tower_kind(tower_config(name_or_path).model_type, name_or_path)
         processor = kind.processor.from_pretrained(name_or_path)
     height, width = _output_size(processor)
     if (height, width) != (image_size, image_size):
@@ -238,21 +238,38 @@ def load_image_processor(name_or_path: str | Path, image_size: int) -> BaseImage
     return processor
 
 
-def _tower_kind(name_or_path: str, config: PretrainedConfig) -> _TowerKind:
-    if config.model_type == "siglip2":
+def tower_config(name_or_path: str) -> PretrainedConfig:
+    """A vision tower's own config, out of a whole CLIP's or SigLIP's where it is one. Errors as `tower_kind`."""
+    config = AutoConfig.from_pretrained(name_or_path)
+    tower_kind(config.model_type, name_or_path)
+    return config.vision_config if config.model_type in ("clip", "siglip") else config
+
+
+def tower_image_size(name_or_path: str, config: PretrainedConfig) -> int:
+    """Side of the images that a tower is given, in pixels: its config's, or what its image processor makes (DINOv2).
+
+    name_or_path: where the image processor is. Raises ValueError when that makes no squares.
+    """
+    kind = tower_kind(config.model_type, name_or_path)
+    return _processed_side(kind, name_or_path) if kind.side_from_processor else config.image_size
+
+
+def tower_kind(model_type: str, name_or_path: str) -> TowerKind:
+    """The classes of an architecture. Raises ValueError for one that is no tower here."""
+    if model_type == "siglip2":
         raise ValueError(
             f"vision tower {name_or_path}: a NaFlex SigLIP2 has no fixed grid of patches; take a SigLIP2 of a fixed "
             "resolution, such as google/siglip2-so400m-patch14-384"
         )
-    if config.model_type not in _TOWERS:
+    if model_type not in _TOWERS:
         raise ValueError(
-            f"vision tower {name_or_path}: its config.json says model_type {config.model_type!r}, expected one of "
+            f"vision tower {name_or_path}: its config.json says model_type {model_type!r}, expected one of "
             f"{', '.join(map(repr, _TOWERS))}, or a name that starts with 'open_clip:'"
         )
-    return _TOWERS[config.model_type]
+    return _TOWERS[model_type]
 
 
-def _processed_side(kind: _TowerKind, name_or_path: str) -> int:
+def _processed_side(kind: TowerKind, name_or_path: str) -> int:
     height, width = _output_size(kind.processor.from_pretrained(name_or_path))
     if height != width:
         raise ValueError(f"vision tower {name_or_path}: preprocessor_config.json makes {height} x {width}, no square")

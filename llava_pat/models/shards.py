@@ -200,6 +200,23 @@ def _is_zip(file: Path) -> bool:
         return opened.read(4) == b"PK\x03\x04"
 
 
+def fit(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, LazyTensor], what: str) -> dict[str, LazyTensor]:
+    """`found` in the order of `expected`. Raises ValueError for missing, surplus and misshapen weights."""
+    missing, surplus = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or surplus:
+        raise ValueError(
+            f"{what} does not fit its config.json: {len(missing)} missing {missing[:4]}, {len(surplus)} unexpected "
+            f"{surplus[:4]}. Is the folder complete, and its config.json its own?"
+        )
+    for key, shape in expected.items():
+        if found[key].shape != shape:
+            raise ValueError(
+                f"{what} does not fit its config.json: {key} is {list(found[key].shape)} in {found[key].where}, and "
+                f"{list(shape)} by the config. Is it the projector, tower or language model of another size?"
+            )
+    return {key: found[key] for key in expected}
+
+
 # ---- writing
 
 

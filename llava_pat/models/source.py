@@ -17,14 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import (
-    CONFIG_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    PretrainedConfig,
-)
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig
 
 from llava_pat.models.checkpoint import PROJECTOR_BIN, PROJECTOR_SAFETENSORS
 from llava_pat.models.llava_config import (
@@ -36,7 +29,8 @@ from llava_pat.models.llava_config import (
     settings_of,
     text_config,
 )
-from llava_pat.models.llava_layout import GENERATION_CONFIG, PROJECTOR_PREFIX, TOWER_PREFIX, with_vision_model
+from llava_pat.models.llava_layout import GENERATION_CONFIG, PROJECTOR_PREFIX, TOWER_PREFIX
+from llava_pat.models.open_clip_tower import PREFIX as OPEN_CLIP
 from llava_pat.models.projectors import build_projector
 from llava_pat.models.shards import (
     BIN_FILE,
@@ -45,9 +39,19 @@ from llava_pat.models.shards import (
     SAFE_INDEX,
     LazyTensor,
     find_file,
+    fit,
     is_local,
     read_file,
     tensor_files,
+)
+from llava_pat.models.tower_names import name_in_files
+from llava_pat.models.tower_source import (
+    BUFFERS,
+    feature_of,
+    tower_shapes,
+    tower_weights,
+    vision_config_from,
+    vision_config_of,
 )
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -55,8 +59,6 @@ HF_RECORD = "llava_pat"
 """Key in llava-hf's config.json under which our converter keeps LLaVA's settings, for the way back."""
 
 _WEIGHTS = (SAFE_FILE, SAFE_INDEX, BIN_FILE, BIN_INDEX)
-_BUFFERS = (".rotary_emb.inv_freq", ".position_ids")
-"""What old versions saved and new ones compute."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class Checkpoint:
     """A whole model: language model, projector and where the tower is.
 
     language, projector: weights under LLaVA's names (model.*, lm_head.weight; model.mm_projector.*).
-    tower: weights under `vision_model.*`. tower_is_own: they came from the checkpoint itself because they were trained.
+    tower: weights under their names in files (tower_names.py). tower_is_own: they came from the checkpoint itself
+    because they were trained.
     text: the language model's config, its vocab_size being the number of embedding rows. settings: LLaVA's mm_* keys.
     vision: the tower's config, vision_tower: where its image processor (and, unless own, its weights) were found; None
     and "" where nobody needed them.
@@ -76,7 +79,7 @@ class Checkpoint:
     settings: dict
     language: dict[str, LazyTensor]
     projector: dict[str, LazyTensor]
-    vision: CLIPVisionConfig | None
+    vision: PretrainedConfig | None
     vision_width: int
     tower: dict[str, LazyTensor]
     tower_is_own: bool
@@ -159,14 +162,14 @@ def _open_llava(folder: str, kind: str, base: str | None, vision_tower: str | No
     text, language = _fit_language(text, language, weights_of)
     own = kind == "llava" and bool(settings["unfreeze_mm_vision_tower"])
     tower = {key.removeprefix(TOWER_PREFIX): t for key, t in stored.items() if key.startswith(TOWER_PREFIX)}
-    tower = tower if own else {}
+    tower = {key: tensor for key, tensor in tower.items() if not key.endswith(BUFFERS)} if own else {}
     vision, tower_at = None, vision_tower or ""
     if need_tower or "mm_hidden_size" not in settings:
         tower_at = find_tower(folder, settings["mm_vision_tower"], vision_tower)
-        vision = _vision_config(tower_at)
+        vision = vision_config_of(tower_at)
         if own:
             what = f"{folder}: its own vision tower (unfreeze_mm_vision_tower is true)"
-            tower = _fit(_tower_shapes(vision), tower, what)
+            tower = fit(tower_shapes(vision), tower, what)
         elif need_tower:
             tower = tower_weights(tower_at, vision)
     width = settings["mm_hidden_size"] if vision is None else vision.hidden_size
@@ -178,7 +181,7 @@ def _open_llava(folder: str, kind: str, base: str | None, vision_tower: str | No
         text=text,
         settings=settings,
         language=language,
-        projector=_fit(expected, projector, f"{folder}: the projector ({settings['mm_projector_type']})"),
+        projector=fit(expected, projector, f"{folder}: the projector ({settings['mm_projector_type']})"),
         vision=vision,
         vision_width=width,
         tower=tower,
@@ -192,7 +195,7 @@ def _open_llava(folder: str, kind: str, base: str | None, vision_tower: str | No
 
 def _is_language(key: str) -> bool:
     outside = (PROJECTOR_PREFIX, "model.vision_tower.", "model.image_newline", "model.vision_resampler.")
-    return not key.startswith(outside) and not key.endswith(_BUFFERS)
+    return not key.startswith(outside) and not key.endswith(BUFFERS)
 
 
 def _projector_only(stored: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
@@ -235,6 +238,10 @@ def find_tower(folder: str, recorded: str, given: str | None) -> str:
 
 def _existing(folder: str, name: str) -> str:
     """The name if it is a folder seen from here or from `folder`, or a hub id; else "" (it was another machine's)."""
+    if name.startswith(OPEN_CLIP):
+        model = name.removeprefix(OPEN_CLIP)
+        found = _existing(folder, model)
+        return f"{OPEN_CLIP}{found}" if found else ""
     if Path(name).is_dir():
         return name
     if Path(folder).is_dir() and name.startswith(".") and (Path(folder) / name).is_dir():
@@ -249,15 +256,20 @@ _HF_NAMES = (
     (r"^(?:model\.)?language_model\.(?:model\.)?", "model."),
     (r"^(?:model\.)?multi_modal_projector\.linear_1\.", f"{PROJECTOR_PREFIX}0."),
     (r"^(?:model\.)?multi_modal_projector\.linear_2\.", f"{PROJECTOR_PREFIX}2."),
-    (r"^(?:model\.)?vision_tower\.(?:vision_model\.)?", f"{TOWER_PREFIX}vision_model."),
+    (r"^(?:model\.)?vision_tower\.", TOWER_PREFIX),
 )
 """llava-hf's names, as transformers 4 and 5 write them on disk and as 5 has them in memory -> LLaVA's."""
 
 
-def from_hf_name(key: str) -> str:
-    """A name in llava-hf's files -> LLaVA's name for it (itself where it is no llava-hf name)."""
+def from_hf_name(key: str, tower: str = "clip_vision_model") -> str:
+    """A name in llava-hf's files -> LLaVA's name for it (itself where it is no llava-hf name).
+
+    tower: model_type of its vision_config.
+    """
     for pattern, replacement in _HF_NAMES:
         renamed, count = re.subn(pattern, replacement, key)
+        if count and replacement == TOWER_PREFIX:
+            return TOWER_PREFIX + name_in_files(tower, renamed.removeprefix(TOWER_PREFIX))
         if count:
             return renamed
     return key
@@ -265,24 +277,23 @@ def from_hf_name(key: str) -> str:
 
 def _open_hf(folder: str, base: str | None, vision_tower: str | None) -> Checkpoint:
     config = read_config(folder)
-    text_part, vision_part = dict(config["text_config"]), dict(config["vision_config"])
+    text_part = dict(config["text_config"])
     text_part = {key: value for key, value in text_part.items() if (key, value) != ("rope_scaling", None)}
     text = CONFIG_MAPPING[text_part.pop("model_type", "llama")](**text_part)
     text.tie_word_embeddings = bool(config.get("tie_word_embeddings", False) or text.tie_word_embeddings)
-    vision_part.pop("model_type", None)
-    vision = CLIPVisionConfig(**vision_part)
+    vision = vision_config_from(config["vision_config"], folder)
     record = config.get(HF_RECORD, {})
+    strategy = config.get("vision_feature_select_strategy", "default")
     settings = record.get("settings") or {
-        "image_aspect_ratio": "pad",  # LLaVA-1.5's, which all of llava-hf's 1.5 models are
+        "image_aspect_ratio": hf_aspect(folder, vision.model_type),
         "mm_projector_type": "mlp2x_gelu",
-        "mm_vision_select_feature": {"default": "patch", "full": "cls_patch"}[
-            config.get("vision_feature_select_strategy", "default")
-        ],
+        "mm_vision_select_feature": feature_of(vision, strategy, folder),
         "mm_vision_select_layer": config.get("vision_feature_layer", -2),
         "mm_vision_tower": vision_tower or "",
         "unfreeze_mm_vision_tower": False,
     }
-    stored = {from_hf_name(key): t for key, t in tensor_files(folder).items() if not key.endswith(_BUFFERS)}
+    kind = vision.model_type
+    stored = {from_hf_name(key, kind): t for key, t in tensor_files(folder).items() if not key.endswith(BUFFERS)}
     tower = {key.removeprefix(TOWER_PREFIX): t for key, t in stored.items() if key.startswith(TOWER_PREFIX)}
     language = {key: t for key, t in stored.items() if _is_language(key)}
     text, language = _fit_language(text, language, folder)
@@ -296,16 +307,27 @@ def _open_hf(folder: str, base: str | None, vision_tower: str | None) -> Checkpo
         text=text,
         settings=dict(settings),
         language=language,
-        projector=_fit(expected, _projector_only(stored), f"{folder}: the projector"),
+        projector=fit(expected, _projector_only(stored), f"{folder}: the projector"),
         vision=vision,
         vision_width=vision.hidden_size,
-        tower=_fit(_tower_shapes(vision), tower, f"{folder}: the vision tower"),
+        tower=fit(tower_shapes(vision), tower, f"{folder}: the vision tower"),
         tower_is_own=bool(settings.get("unfreeze_mm_vision_tower")),
         vision_tower=vision_tower or "",
         tokenizer=base or folder,
         generation={} if generation is None else read_json(generation),
         base=str(record.get("base", "")),
     )
+
+
+def hf_aspect(folder: str, tower: str) -> str:
+    """How the images of a llava-hf folder without our record were fitted; tower: model_type of its vision_config.
+
+    CLIP: "pad", as LLaVA-1.5, which all of llava-hf's 1.5 models are, though their image processors do not pad.
+    """
+    if tower == "clip_vision_model":
+        return "pad"
+    file = find_file(folder, "preprocessor_config.json")
+    return "pad" if file is not None and read_json(file).get("do_pad") else "square"
 
 
 def _cut_rows(language: dict[str, LazyTensor], rows: int) -> dict[str, LazyTensor]:
@@ -329,10 +351,10 @@ def _fit_language(
         language = {key: tensor for key, tensor in language.items() if key != "lm_head.weight"}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(text)
-    expected = {key: tuple(t.shape) for key, t in model.state_dict().items() if not key.endswith(_BUFFERS)}
+    expected = {key: tuple(t.shape) for key, t in model.state_dict().items() if not key.endswith(BUFFERS)}
     if text.tie_word_embeddings:
         expected.pop("lm_head.weight", None)
-    return text, _fit(expected, language, f"{where}: the language model")
+    return text, fit(expected, language, f"{where}: the language model")
 
 
 def projector_shapes(kind: str, width: int, hidden: int) -> dict[str, tuple[int, ...]]:
@@ -340,51 +362,6 @@ def projector_shapes(kind: str, width: int, hidden: int) -> dict[str, tuple[int,
     with torch.device("meta"):
         projector = build_projector(kind, width, hidden)
     return {PROJECTOR_PREFIX + key: tuple(tensor.shape) for key, tensor in projector.state_dict().items()}
-
-
-def _vision_config(tower_at: str) -> CLIPVisionConfig:
-    config = AutoConfig.from_pretrained(tower_at)
-    if config.model_type not in ("clip", "clip_vision_model"):
-        raise ValueError(
-            f"vision tower {tower_at}: model_type {config.model_type!r}; LLaVA's layout and its conversion take CLIP"
-        )
-    return config if isinstance(config, CLIPVisionConfig) else config.vision_config
-
-
-def _tower_shapes(vision: CLIPVisionConfig) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
-        model = CLIPVisionModel(vision)
-    shapes = {with_vision_model(key): tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    return {key: shape for key, shape in shapes.items() if not key.endswith(_BUFFERS)}
-
-
-def tower_weights(tower_at: str, vision: CLIPVisionConfig) -> dict[str, LazyTensor]:
-    """A tower's weights from its own folder (CLIPVisionModel's or CLIPModel's), strict, as `vision_model.*`."""
-    stored = tensor_files(tower_at)
-    whole = any(key.startswith("text_model.") for key in stored)
-    named = {
-        with_vision_model(key): tensor
-        for key, tensor in stored.items()
-        if not key.endswith(_BUFFERS) and (not whole or key.startswith("vision_model."))
-    }
-    return _fit(_tower_shapes(vision), named, f"vision tower {tower_at}")
-
-
-def _fit(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, LazyTensor], what: str) -> dict[str, LazyTensor]:
-    """`found` in the order of `expected`. Raises ValueError for missing, surplus and misshapen weights."""
-    missing, surplus = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    if missing or surplus:
-        raise ValueError(
-            f"{what} does not fit its config.json: {len(missing)} missing {missing[:4]}, {len(surplus)} unexpected "
-            f"{surplus[:4]}. Is the folder complete, and its config.json its own?"
-        )
-    for key, shape in expected.items():
-        if found[key].shape != shape:
-            raise ValueError(
-                f"{what} does not fit its config.json: {key} is {list(found[key].shape)} in {found[key].where}, and "
-                f"{list(shape)} by the config. Is it the projector, tower or language model of another size?"
-            )
-    return {key: found[key] for key in expected}
 
 
 def read_json(file: Path) -> dict:
