@@ -81,6 +81,15 @@ def encode(turns: Sequence[Turn], template: Template, tokenizer: PreTrainedToken
     return _encode_spans(template.render(place_images(turns)), template, tokenizer, llava_tail=True)
 
 
+def encode_prompt(question: str, template: Template, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of a question and the open turn of its answer, one IMAGE_TOKEN_INDEX per `<image>`.
+
+    The question stays as it is. `encode` puts its image in front and strips the rest, as LLaVA's training does; LLaVA's
+    evaluation does not strip. Errors as in `encode`.
+    """
+    return _encode_spans(template.render([Turn("human", question)]), template, tokenizer, llava_tail=False).input_ids
+
+
 def encode_words(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids of `text` as it reads inside a sentence: with the space before it, no BOS. Empty if it has no tokens."""
     lead = "the"

@@ -1,8 +1,8 @@
 """Vision tower + projector + language model, as tensors in and tensors out.
 
 Together with loading.py and towers.py the only place that names Hugging Face attributes. Shape letters as in
-llava_pat/types.py: B sequences, T tokens (every image expanded to N positions), I images, N patches, Dv tower width, D language width,
-L tokens of a text, S supervised positions, V vocabulary.
+llava_pat/types.py: B sequences, T tokens (every image expanded to N positions), I images, N patches, Dv tower width,
+D language width, L tokens of a text, S supervised positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -207,8 +207,11 @@ class VisionLanguageModel(nn.Module):
         """
         targets = labels[:, 1:]
         supervised = targets != IGNORE_INDEX
-        logits = self.llm.get_output_embeddings()(hidden[:, :-1][supervised])
-        return self._logit_transform(logits).float(), targets[supervised]
+        return self.logits(hidden[:, :-1][supervised]).float(), targets[supervised]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [..., D] -> [..., V] in the head's dtype: the model's own, capped or scaled where it does so."""
+        return self._logit_transform(self.llm.get_output_embeddings()(hidden))
 
     def caption_loss_sum(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Next-token cross entropy in nats: (fp32 scalar SUM, on the graph even when S is 0; fp32 scalar S)."""

@@ -24,7 +24,7 @@ from llava_pat.data.geometry import geometry_for
 from llava_pat.data.templates import get_template, place_images
 from llava_pat.data.tokenize import encode, load_tokenizer
 from llava_pat.models.from_folder import load_model
-from llava_pat.models.generate import greedy
+from llava_pat.models.generate import generate
 from llava_pat.models.loading import load_image_processor
 from llava_pat.types import IMAGE_TOKEN, Turn
 
@@ -46,7 +46,11 @@ class OurModel:
         """(prompt ids with one -200 per image, logits of the last position [V], greedy answer)."""
         prompt, pixels = self._inputs(case, folder)
         ids = self._expand(prompt)
-        new = greedy(self.model, ids, pixels, max_new_tokens, [self.tokenizer.eos_token_id])
+        patches = self.model.project(self.model.encode_images(pixels))
+        ends, shown = [self.tokenizer.eos_token_id], list(range(len(pixels)))
+        new = generate(
+            self.model, ids.tolist(), [shown], patches, max_new_tokens=max_new_tokens, end_ids=ends
+        )[0]  # fmt: skip
         return prompt, self._logits(ids, pixels)[-1], self.tokenizer.decode(new, skip_special_tokens=True).strip()
 
     @torch.inference_mode()
