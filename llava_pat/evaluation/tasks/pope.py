@@ -11,7 +11,9 @@ from llava_pat.evaluation.prompts import SHORT_ANSWER
 from llava_pat.evaluation.questions import Question
 from llava_pat.evaluation.scorers.pope import pope_counts
 
-CATEGORIES = ("random", "popular", "adversarial")
+CATEGORIES = ("adversarial", "random", "popular")
+ID_STEP = 10_000_000
+"""Ids start anew in each label file. LLaVA's llava_pope_test.jsonl, whose order and ids are ours, adds this much."""
 COMMIT = "https://github.com/AoiDragon/POPE/tree/e3e39262c85a6a83f26cf5094022a782cb0df58d/output/coco"
 
 
@@ -37,12 +39,13 @@ class Pope(Benchmark):
         images = self.path(root, self.images)
         return [
             Question(
-                id=f"{category}/{field(line, 'question_id', file, number)}",
+                id=field(line, "question_id", file, number) + place * ID_STEP,
                 images=(images / field(line, "image", file, number),),
                 text=field(line, "text", file, number) + SHORT_ANSWER,
                 extra={"category": category, "label": field(line, "label", file, number)},
+                where=f"{file}, line {number}",
             )
-            for category in CATEGORIES
+            for place, category in enumerate(CATEGORIES)
             for file in [self.path(root, self.labels.format(category))]
             for number, line in enumerate(read_jsonl(file), start=1)
         ]

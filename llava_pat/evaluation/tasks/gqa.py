@@ -1,0 +1,70 @@
+"""GQA testdev-balanced: compositional questions about real scenes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llava_pat.evaluation.benchmark import Answers, Benchmark, Needed, Scores, texts_of
+from llava_pat.evaluation.files import field, read_json
+from llava_pat.evaluation.prompts import SHORT_ANSWER
+from llava_pat.evaluation.questions import Question, read_questions
+from llava_pat.evaluation.scorers.gqa import gqa_answer, gqa_metrics
+from llava_pat.evaluation.submissions import write_json
+from llava_pat.types import DataError
+
+DOWNLOAD = "https://cs.stanford.edu/people/dorarad/gqa/download.html"
+LABELS = "data/testdev_balanced_questions.json"
+IMAGES = "data/images"
+LLAVA = "llava_gqa_testdev_balanced.jsonl"
+
+
+class Gqa(Benchmark):
+    """GQA testdev-balanced (12,578 questions), scored here; the predictions file for GQA's eval.py is written as well.
+
+    LLaVA's question file is used where it is there; its prompts and order are the official file's with the suffix.
+    """
+
+    name = "gqa"
+    title = "GQA"
+    folder = "gqa"
+    needs = (
+        Needed(
+            LABELS,
+            "questions and answers (questions1.2.zip)",
+            DOWNLOAD,
+            instead=("data/questions1.2/testdev_balanced_questions.json",),
+        ),
+        Needed(IMAGES, "images (images.zip)", DOWNLOAD),
+    )
+
+    def questions(self, root: Path) -> list[Question]:
+        images = self.path(root, IMAGES)
+        ready = root / self.folder / LLAVA
+        if ready.is_file():
+            return read_questions(ready, images, unique_ids=True)
+        file = self.path(root, LABELS)
+        return [
+            Question(
+                id=key,
+                images=(images / f"{field(entry, 'imageId', file, key)}.jpg",),
+                text=field(entry, "question", file, key) + SHORT_ANSWER,
+                where=f"{file}, question {key}",
+            )
+            for key, entry in read_json(file).items()
+        ]
+
+    def score(self, root: Path, answers: Answers, out: Path | None = None) -> Scores:
+        questions = self.questions(root)
+        texts, notes = texts_of(self.name, questions, answers)
+        file = self.path(root, LABELS)
+        labels = read_json(file)
+        unknown = [question.id for question in questions if question.id not in labels]
+        if unknown:
+            raise DataError(f"{file}: {len(unknown)} questions of {LLAVA} are not in it (first: {unknown[0]!r})")
+        predictions = [gqa_answer(text or "") for text in texts]
+        lines = [
+            {"questionId": question.id, "prediction": prediction}
+            for question, prediction in zip(questions, predictions, strict=True)
+        ]
+        submission = write_json(self.upload_folder(root, out) / "testdev_balanced_predictions.json", lines)
+        return Scores(gqa_metrics([labels[question.id] for question in questions], predictions), submission, notes)

@@ -1,0 +1,75 @@
+"""Benchmarks in VQA's files: `{"questions": [...]}` and `{"annotations": [...]}`, ten answers a question."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, ClassVar
+
+from llava_pat.evaluation.benchmark import Answers, Benchmark, Scores, texts_of
+from llava_pat.evaluation.files import field, read_json
+from llava_pat.evaluation.prompts import SHORT_ANSWER
+from llava_pat.evaluation.questions import Question
+from llava_pat.evaluation.scorers.m4c import m4c_answer
+from llava_pat.evaluation.scorers.vqa_accuracy import vqa_accuracy
+from llava_pat.types import DataError
+
+
+def read_vqa_questions(file: Path, images: Path, image_name: str) -> list[Question]:
+    """Questions of a VQA file with LLaVA's prompt for short answers.
+
+    Args:
+        file: `{"questions": [{"question_id", "image_id", "question"}]}`.
+        images: the folder of images.
+        image_name: an image's name from its id, such as "COCO_val2014_{:012d}.jpg".
+    """
+    return [
+        Question(
+            id=field(entry, "question_id", file, number),
+            images=(images / image_name.format(field(entry, "image_id", file, number)),),
+            text=field(entry, "question", file, number) + SHORT_ANSWER,
+            where=f"{file}, question {number}",
+        )
+        for number, entry in enumerate(listed(file, "questions"))
+    ]
+
+
+def listed(file: Path, key: str) -> list[dict[str, Any]]:
+    """The list under a key of a JSON file.
+
+    Raises:
+        DataError: the file has no such list.
+    """
+    content = read_json(file)
+    if not isinstance(content, dict) or not isinstance(content.get(key), list):
+        raise DataError(f"{file}: a JSON object with a list {key!r} is expected; download it again")
+    return content[key]
+
+
+class VqaAnnotated(Benchmark):
+    """VQA with public answers. Answers are normalised as LLaVA does for the server, then scored as the server does."""
+
+    questions_file: ClassVar[str]
+    annotations_file: ClassVar[str]
+    images: ClassVar[str]
+    image_name: ClassVar[str]
+
+    def questions(self, root: Path) -> list[Question]:
+        file = self.path(root, self.questions_file)
+        return read_vqa_questions(file, self.path(root, self.images), self.image_name)
+
+    def score(self, root: Path, answers: Answers, out: Path | None = None) -> Scores:
+        questions = self.questions(root)
+        texts, notes = texts_of(self.name, questions, answers)
+        file = self.path(root, self.annotations_file)
+        annotations = {entry["question_id"]: entry for entry in listed(file, "annotations")}
+        scores: dict[str, list[float]] = defaultdict(list)
+        for question, text in zip(questions, texts, strict=True):
+            if question.id not in annotations:
+                raise DataError(f"{file}: no annotation of question {question.id!r}; are both files of one release?")
+            annotation = annotations[question.id]
+            score = vqa_accuracy(m4c_answer(text or ""), [given["answer"] for given in annotation["answers"]])
+            scores["accuracy"].append(score)
+            scores[f"{annotation['answer_type']}_accuracy"].append(score)
+        names = ["accuracy", *sorted(set(scores) - {"accuracy"})]
+        return Scores({name: 100 * sum(scores[name]) / len(scores[name]) for name in names}, notes=notes)
