@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -44,8 +45,10 @@ class Needed:
     def found(self, folder: Path) -> Path | None:
         """The first of `path` and `instead` that exists under the folder."""
         for name in (self.path, *self.instead):
-            if (folder / name).exists():
-                return folder / name
+            # "../mmbench/x" must do where the benchmark's own folder does not exist, and where it is a link elsewhere
+            for place in (folder / name, Path(os.path.normpath(folder / name))):
+                if place.exists():
+                    return place
         return None
 
 
