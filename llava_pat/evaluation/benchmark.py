@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from llava_pat.evaluation.judge import Judge
 from llava_pat.evaluation.questions import Key, Question
 from llava_pat.types import DataError
 
@@ -74,6 +75,10 @@ class Benchmark(ABC):
     needs: ClassVar[tuple[Needed, ...]]
     max_new_tokens: ClassVar[int] = 128
     script: ClassVar[Script] = "loader"
+    judge: Judge | None = None
+    """Who judges free answers; set it on the benchmark. Only MM-Vet and LLaVA-Bench ask."""
+    all_rounds: bool = False
+    """Whether to ask once for every rotation of the options (LLaVA's --all-rounds). Only MMBench does."""
 
     def missing(self, root: Path) -> list[Needed]:
         """What of `needs` is not there."""

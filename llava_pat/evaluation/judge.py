@@ -9,8 +9,14 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 
+from llava_pat.types import DataError
+
 KEY_VARIABLE = "OPENAI_API_KEY"
 _RETRIED = frozenset((429, 500, 502, 503, 504))
+
+
+class JudgeError(DataError):
+    """The judge refuses or is out of reach. The answers are there: score again later."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class Judge:
         """The judge's reply.
 
         Raises:
-            RuntimeError: the server refuses, or is out of reach after `tries` attempts; the message has its words.
+            JudgeError: the server refuses, or is out of reach after `tries` attempts; the message has its words.
         """
         body = json.dumps(
             {"model": self.model, "messages": messages, "temperature": temperature, "max_tokens": max_tokens}
@@ -55,4 +61,4 @@ class Judge:
             except (KeyError, IndexError, json.JSONDecodeError) as error:
                 problem = f"its reply is no chat completion ({type(error).__name__}: {error})"
                 break
-        raise RuntimeError(f"the judge {self.model} at {address} did not answer: {problem}")
+        raise JudgeError(f"the judge {self.model} at {address} did not answer: {problem}")

@@ -282,6 +282,18 @@ def test_mme(nested: str, tmp_path: Path) -> None:
     scores = scored(benchmark, tmp_path, ["Yes", "No"] * 13 + ["Yes", "Yes"])
     assert (scores.metrics["perception"], scores.metrics["cognition"]) == (2000.0, 650.0)
     assert next(iter(scores.metrics)) == "perception"
+    partly = benchmark.score(tmp_path, {q.key: "yes" for q in questions})
+    assert partly.metrics["perception"] == 500.0  # half of the answers are right, no image's both
+    limited = type(benchmark)()
+    for asked in (questions[:3], questions[::2]):
+        limited.questions = lambda root, asked=asked: asked  # type: ignore[method-assign]
+        if len(asked) == 3:
+            scores = scored(limited, tmp_path, ["yes", "no", "yes"])
+            assert scores.metrics["perception"] == scores.metrics["existence"] == 200.0
+            assert scores.notes[0].startswith("1 images left out") and "sums without count" in scores.notes[1]
+            continue
+        with pytest.raises(DataError, match="no image of which both questions were asked"):
+            scored(limited, tmp_path, ["yes"] * len(asked))
     put(data / "OCR/1.txt", "Only one?\tYes\n")
     with pytest.raises(DataError, match="1.txt: 1 questions; MME asks 2"):
         benchmark.questions(tmp_path)

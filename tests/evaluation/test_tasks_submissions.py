@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 
 from llava_pat.evaluation.benchmark import Benchmark, Scores, find_benchmark
-from llava_pat.evaluation.judge import Judge
+from llava_pat.evaluation.judge import Judge, JudgeError
 from llava_pat.evaluation.scorers.mmbench import circular, option_letter
-from llava_pat.evaluation.tasks.mmbench import MmBench
 from llava_pat.evaluation.tasks.mmmu import SUBJECTS
 from llava_pat.types import DataError
 
@@ -125,7 +124,6 @@ def test_mmbench_counts_a_question_only_if_all_its_rotations_are_right(tmp_path:
 def test_mmbench_all_rounds_maps_letters_back(tmp_path: Path) -> None:
     mmbench(tmp_path / "mmbench/mmbench_dev_20230712.tsv")
     benchmark = find_benchmark("mmbench")
-    assert isinstance(benchmark, MmBench)
     benchmark.all_rounds = True
     # question 1: A cat, B dog, then A dog, B cat; its rotation the other way; question 2: the 3 is C, then B, then A
     assert scored(benchmark, tmp_path, ["B", "A", "A", "B", "C", "B", "A"]).metrics["accuracy"] == 100.0
@@ -240,7 +238,7 @@ def test_mmvet_with_a_judge_that_fails_stammers_and_grades(tmp_path: Path, judge
 
 def test_judge_out_of_reach_says_where_and_why(judge: Judge) -> None:
     Replies.said = ["401"]
-    with pytest.raises(RuntimeError, match="the judge judge-1 at .*/v1/chat/completions did not answer: 401"):
+    with pytest.raises(JudgeError, match="the judge judge-1 at .*/v1/chat/completions did not answer: 401"):
         judge.ask([{"role": "user", "content": "?"}], temperature=0.0, max_tokens=3)
     assert len(Replies.asked) == 1  # a refusal is not tried again
 
@@ -280,7 +278,7 @@ def test_llava_bench_by_a_judge_is_resumed_and_not_mixed_up(tmp_path: Path, judg
     benchmark, out = find_benchmark("llava_bench"), tmp_path / "out"
     benchmark.judge = judge
     Replies.said = ["10 5\nFine.", "401"]
-    with pytest.raises(RuntimeError, match="did not answer"):
+    with pytest.raises(JudgeError, match="did not answer"):
         scored(benchmark, tmp_path, ["one", "two"], out)
     Replies.said = ["4, 4"]  # LLaVA's parser sees two separators here, so not two numbers
     scores = scored(benchmark, tmp_path, ["one", "two"], out)

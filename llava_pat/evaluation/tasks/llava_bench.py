@@ -8,7 +8,6 @@ from typing import Any
 
 from llava_pat.evaluation.benchmark import Answers, Benchmark, Needed, Scores, texts_of
 from llava_pat.evaluation.files import field, read_json, read_jsonl
-from llava_pat.evaluation.judge import Judge
 from llava_pat.evaluation.questions import Question, read_questions
 from llava_pat.evaluation.scorers.reviews import UNREADABLE, review_scores, summarise_reviews
 from llava_pat.evaluation.submissions import write_jsonl
@@ -31,7 +30,6 @@ class LlavaBench(Benchmark):
     folder = "llava-bench-in-the-wild"
     max_new_tokens = 1024
     script = "vqa"
-    judge: Judge | None = None
     needs = (
         Needed("questions.jsonl", "questions", HUB),
         Needed("context.jsonl", "descriptions of the images, for the judge", HUB),

@@ -25,7 +25,6 @@ class MmBench(Benchmark):
     script = "mmbench"
     lang: ClassVar[str] = "en"
     file: ClassVar[str]
-    all_rounds: bool = False
 
     def questions(self, root: Path) -> list[Question]:
         return read_mmbench(

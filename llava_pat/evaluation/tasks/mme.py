@@ -39,11 +39,22 @@ class Mme(Benchmark):
     def score(self, root: Path, answers: Answers, out: Path | None = None) -> Scores:
         questions = self.questions(root)
         texts, notes = texts_of(self.name, questions, answers)
-        said: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        images: dict[tuple[str, object], list[tuple[str, str]]] = defaultdict(list)
         for question, text in zip(questions, texts, strict=True):
-            said[question.extra["task"]].append((text or "", question.extra["label"]))
-        scores = {task: mme_score(*zip(*pairs, strict=True)) for task, pairs in said.items()}
-        perception, cognition = (sum(scores[task] for task in tasks) for tasks in (PERCEPTION, COGNITION))
+            images[question.extra["task"], question.id].append((text or "", question.extra["label"]))
+        halves = sum(len(pairs) == 1 for pairs in images.values())
+        if halves:
+            notes.append(f"{halves} images left out, of which only one question was asked: MME scores pairs")
+        tasks: dict[str, list[tuple[str, str]]] = defaultdict(list)
+        for (task, _), pairs in images.items():
+            tasks[task] += pairs if len(pairs) == 2 else []
+        scores = {task: mme_score(*zip(*pairs, strict=True)) for task, pairs in tasks.items() if pairs}
+        if not scores:
+            raise DataError(f"{self.name}: no image of which both questions were asked; MME scores pairs. Ask more")
+        absent = [task for task in (*PERCEPTION, *COGNITION) if task not in scores]
+        if absent:
+            notes.append(f"sums without {', '.join(absent)}, of which nothing was asked")
+        perception, cognition = (sum(scores.get(task, 0.0) for task in part) for part in (PERCEPTION, COGNITION))
         return Scores({"perception": perception, "cognition": cognition, **scores}, notes=notes)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from llava_pat.evaluation.benchmark import Answers, Benchmark, Needed, Scores, texts_of
 from llava_pat.evaluation.files import field, read_json
-from llava_pat.evaluation.judge import Judge
 from llava_pat.evaluation.questions import Question, read_questions
 from llava_pat.evaluation.scorers.mmvet import grade, mmvet_metrics
 from llava_pat.evaluation.submissions import write_json
@@ -35,7 +34,6 @@ class MmVet(Benchmark):
     folder = "mm-vet"
     max_new_tokens = 1024
     script = "vqa"
-    judge: Judge | None = None
     needs = (
         Needed(LABELS, "questions, gold answers and capabilities", RELEASE, instead=(f"../mmvet/{LABELS}",)),
         Needed("images", "images", RELEASE, instead=("../mmvet/images",)),

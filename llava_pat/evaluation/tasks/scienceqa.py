@@ -44,13 +44,15 @@ class ScienceQa(Benchmark):
     def score(self, root: Path, answers: Answers, out: Path | None = None) -> Scores:
         questions = self.questions(root)
         texts, notes = texts_of(self.name, questions, answers)
-        said = {question.id: (question, text) for question, text in zip(questions, texts, strict=True)}
+        problems = self._problems(root)
         right, right_with_image = [], []
-        for key, problem in self._problems(root).items():
-            question, text = said.get(key, (None, None))
+        for question, text in zip(questions, texts, strict=True):
+            if question.id not in problems:
+                raise DataError(f"{question.where}: question {question.id!r} is not in problems.json's test split")
+            problem = problems[question.id]
             index = None if text is None else scienceqa_index(text, len(problem["choices"]))
             right.append(index == problem["answer"])
-            if question is not None and text is not None and question.images:
+            if text is not None and question.images:
                 right_with_image.append(index == problem["answer"])
         metrics = {"accuracy": 100 * sum(right) / len(right)}
         if right_with_image:

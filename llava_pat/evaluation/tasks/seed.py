@@ -43,13 +43,14 @@ class SeedImage(Benchmark):
     def score(self, root: Path, answers: Answers, out: Path | None = None) -> Scores:
         questions = self.questions(root)
         texts, notes = texts_of(self.name, questions, answers)
-        said = {str(question.id): text for question, text in zip(questions, texts, strict=True)}
-        entries = self._entries(root)
+        labels = self._entries(root)
+        entries = [labels[str(question.id)] for question in questions]
         names = {number: name for name, number in read_json(self.path(root, LABELS))["question_type"].items()}
-        metrics = seed_metrics(list(entries.values()), [said.get(key) for key in entries], names)
-        if notes:
+        metrics = seed_metrics(entries, texts, names)
+        if notes or len(questions) < len(labels):
             return Scores(metrics, notes=[*notes, "no submission file: the leaderboard wants every answer"])
-        lines = [{"question_id": entry["question_id"], "prediction": said[key]} for key, entry in entries.items()]
+        said = {str(question.id): text for question, text in zip(questions, texts, strict=True)}
+        lines = [{"question_id": entry["question_id"], "prediction": said[key]} for key, entry in labels.items()]
         return Scores(metrics, write_jsonl(self.upload_folder(root, out) / f"{self.name}.jsonl", lines), notes)
 
     def _entries(self, root: Path) -> dict[str, dict[str, Any]]:
