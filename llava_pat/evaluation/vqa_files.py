@@ -68,8 +68,9 @@ class VqaAnnotated(Benchmark):
             if question.id not in annotations:
                 raise DataError(f"{file}: no annotation of question {question.id!r}; are both files of one release?")
             annotation = annotations[question.id]
-            score = vqa_accuracy(m4c_answer(text or ""), [given["answer"] for given in annotation["answers"]])
+            people = [given["answer"] for given in field(annotation, "answers", file, question.id)]
+            score = vqa_accuracy(m4c_answer(text or ""), people)
             scores["accuracy"].append(score)
-            scores[f"{annotation['answer_type']}_accuracy"].append(score)
+            scores[f"{field(annotation, 'answer_type', file, question.id)}_accuracy"].append(score)
         names = ["accuracy", *sorted(set(scores) - {"accuracy"})]
         return Scores({name: 100 * sum(scores[name]) / len(scores[name]) for name in names}, notes=notes)

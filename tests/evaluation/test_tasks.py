@@ -352,3 +352,39 @@ def test_vizwiz_val(tmp_path: Path) -> None:
     assert question.text == f"What?{hint}{SHORT}" and question.images == (tmp_path / "vizwiz/val/a.jpg",)
     scores = scored(benchmark, tmp_path, ["Unanswerable"])
     assert scores.metrics == {"accuracy": 100.0, "unanswerable_accuracy": 100.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "content", "message"),
+    [
+        (
+            "gqa",
+            "gqa/data/testdev_balanced_questions.json",
+            [],
+            "a JSON object of questions is expected",
+        ),
+        ("gqa", "gqa/data/testdev_balanced_questions.json", {"7": {"question": "?"}}, "entry 7: no 'answer'"),
+        ("vizwiz_val", "vizwiz/val.json", {}, "a JSON list of questions is expected, this is a dict"),
+        ("seed", "seed_bench/SEED-Bench.json", [1], "with a list 'questions' is expected"),
+        ("seed", "seed_bench/SEED-Bench.json", {"questions": []}, "no question about image"),
+        ("scienceqa", "scienceqa/pid_splits.json", {"train": []}, "entry top level: no 'test'"),
+        ("scienceqa", "scienceqa/pid_splits.json", {"test": ["9"]}, "1 problems of test are not in problems.json"),
+        ("textvqa_no_ocr", "textvqa/TextVQA_0.5.1_val.json", {"data": [{"image_id": "a"}]}, "entry 0: no 'question'"),
+        ("pope", "pope/coco/coco_pope_random.json", "{}\n", "entry 1: no 'question_id'"),
+        ("pope", "pope/coco/coco_pope_random.json", "[1]\n", "line 1: list instead of a JSON object"),
+        ("pope", "pope/coco/coco_pope_random.json", '{"a": 1', "line 1: no JSON"),
+    ],
+)
+def test_files_that_are_something_else_are_named(
+    name: str, file: str, content: Any, message: str, tmp_path: Path
+) -> None:
+    scienceqa(tmp_path)
+    benchmark = find_benchmark(name)
+    for needed in benchmark.needs:
+        if needed.found(tmp_path / benchmark.folder) is None:
+            empty: Any = None if needed.what.startswith("images") else ""
+            put(tmp_path / benchmark.folder / needed.path, empty)
+    put(tmp_path / file, content)
+    with pytest.raises(DataError, match=message) as error:
+        benchmark.questions(tmp_path)
+    assert Path(file).name in str(error.value)

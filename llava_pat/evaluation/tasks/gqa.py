@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from llava_pat.evaluation.benchmark import Answers, Benchmark, Needed, Scores, texts_of
 from llava_pat.evaluation.files import field, read_json
@@ -42,7 +43,7 @@ class Gqa(Benchmark):
         ready = root / self.folder / LLAVA
         if ready.is_file():
             return read_questions(ready, images, unique_ids=True)
-        file = self.path(root, LABELS)
+        file, entries = self._labels(root)
         return [
             Question(
                 id=key,
@@ -50,14 +51,13 @@ class Gqa(Benchmark):
                 text=field(entry, "question", file, key) + SHORT_ANSWER,
                 where=f"{file}, question {key}",
             )
-            for key, entry in read_json(file).items()
+            for key, entry in entries.items()
         ]
 
     def score(self, root: Path, answers: Answers, out: Path | None = None) -> Scores:
         questions = self.questions(root)
         texts, notes = texts_of(self.name, questions, answers)
-        file = self.path(root, LABELS)
-        labels = read_json(file)
+        file, labels = self._labels(root)
         unknown = [question.id for question in questions if question.id not in labels]
         if unknown:
             raise DataError(f"{file}: {len(unknown)} questions of {LLAVA} are not in it (first: {unknown[0]!r})")
@@ -68,3 +68,13 @@ class Gqa(Benchmark):
         ]
         submission = write_json(self.upload_folder(root, out) / "testdev_balanced_predictions.json", lines)
         return Scores(gqa_metrics([labels[question.id] for question in questions], predictions), submission, notes)
+
+    def _labels(self, root: Path) -> tuple[Path, dict[str, dict[str, Any]]]:
+        file = self.path(root, LABELS)
+        labels = read_json(file)
+        if not isinstance(labels, dict):
+            raise DataError(f"{file}: a JSON object of questions is expected, this is a {type(labels).__name__}")
+        for key, entry in labels.items():
+            for name in ("answer", "isBalanced", "types", "groups"):
+                field(entry, name, file, key)
+        return file, labels

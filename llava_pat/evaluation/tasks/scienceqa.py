@@ -63,10 +63,11 @@ class ScienceQa(Benchmark):
 
     def _problems(self, root: Path) -> dict[str, dict[str, Any]]:
         file = self.path(root, "problems.json")
-        problems, split = read_json(file), read_json(self.path(root, "pid_splits.json"))["test"]
+        splits = self.path(root, "pid_splits.json")
+        problems, split = read_json(file), field(read_json(splits), "test", splits, "top level")
         lacking = [key for key in split if key not in problems]
         if lacking:
-            raise DataError(f"{file}: {len(lacking)} problems of the test split are not in it (first: {lacking[0]!r})")
+            raise DataError(f"{splits}: {len(lacking)} problems of test are not in {file.name} (first: {lacking[0]!r})")
         return {key: problems[key] for key in split}
 
 

@@ -11,6 +11,7 @@ from llava_pat.evaluation.prompts import OPTION_LETTER
 from llava_pat.evaluation.questions import Question, read_questions
 from llava_pat.evaluation.scorers.seed import seed_metrics
 from llava_pat.evaluation.submissions import write_jsonl
+from llava_pat.evaluation.vqa_files import listed
 from llava_pat.types import DataError
 
 PAGE = "https://github.com/AILab-CVC/SEED-Bench/blob/main/DATASET.md"
@@ -45,7 +46,8 @@ class SeedImage(Benchmark):
         texts, notes = texts_of(self.name, questions, answers)
         labels = self._entries(root)
         entries = [labels[str(question.id)] for question in questions]
-        names = {number: name for name, number in read_json(self.path(root, LABELS))["question_type"].items()}
+        file = self.path(root, LABELS)
+        names = {number: name for name, number in field(read_json(file), "question_type", file, "top level").items()}
         metrics = seed_metrics(entries, texts, names)
         if notes or len(questions) < len(labels):
             return Scores(metrics, notes=[*notes, "no submission file: the leaderboard wants every answer"])
@@ -58,7 +60,7 @@ class SeedImage(Benchmark):
         file = self.path(root, LABELS)
         entries = {
             str(field(entry, "question_id", file, number)): entry
-            for number, entry in enumerate(read_json(file)["questions"])
+            for number, entry in enumerate(listed(file, "questions"))
             if field(entry, "data_type", file, number) in self.kinds
         }
         if not entries:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 from llava_pat.evaluation.benchmark import Answers, Benchmark, Needed, Scores, texts_of
 from llava_pat.evaluation.files import field, read_json
@@ -21,7 +20,9 @@ SERVER = "https://eval.ai/web/challenges/challenge-page/2185/my-submission"
 
 def read_vizwiz(file: Path, images: Path) -> list[Question]:
     """Questions of VizWiz's own JSON list `{"image", "question"[, "answers", "answer_type"]}`; ids count from 0."""
-    entries: list[dict[str, Any]] = read_json(file)
+    entries = read_json(file)
+    if not isinstance(entries, list):
+        raise DataError(f"{file}: a JSON list of questions is expected, this is a {type(entries).__name__}")
     return [
         Question(
             id=number,
