@@ -46,7 +46,7 @@ setup(
         "qlora": ["bitsandbytes>=0.50"],
         # torchvision 0.28.0 needs the CUDA build of torch 2.13.0, on a CPU as well: scripts/setup.sh --with open-clip
         "open-clip": ["torch==2.13.0", "torchvision==0.28.0", "open_clip_torch==3.3.0"],
-        "eval": ["pycocoevalcap", "openpyxl"],
+        "eval": ["pycocoevalcap", "openpyxl", "pyarrow"],
         "dev": ["pytest>=8", "ruff", "mistral-common", "scikit-learn", "scipy", "tensorboard", "wandb"],
     },
     classifiers=[
