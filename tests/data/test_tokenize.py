@@ -11,7 +11,7 @@ from transformers import LlamaTokenizer
 
 from llava_pat.data.records import parse_record
 from llava_pat.data.templates import TEMPLATES, get_template, place_images, render_prompt
-from llava_pat.data.tokenize import check_round_trip, encode, encode_words, load_tokenizer
+from llava_pat.data.tokenize import check_round_trip, encode, encode_prompt, encode_words, load_tokenizer
 from llava_pat.types import IGNORE_INDEX, IMAGE_TOKEN_INDEX, DataError, Turn
 
 SPECIAL = {"<unk>": 0, "<s>": 1, "</s>": 2}
@@ -249,3 +249,15 @@ def test_a_pickled_tokenizer_still_equals(large_tokenizer, small_tokenizer):
     for tokenizer in (large_tokenizer, small_tokenizer):
         text = "a  b\tc [0.12"
         assert pickle.loads(pickle.dumps(tokenizer)).encode(text) == tokenizer.encode(text)
+
+
+def test_an_evaluation_prompt_keeps_the_questions_white_space(byte_level_tokenizer, large_tokenizer):
+    """LLaVA's evaluation does not strip a question; its training does."""
+    chatml = get_template("chatml_direct")
+    ids = encode_prompt("<image>\nWhat \n", chatml, byte_level_tokenizer)
+    text = "".join(span.text for span in chatml.render([Turn("human", "\nWhat \n")]))
+    assert byte_level_tokenizer.decode([i for i in ids if i >= 0]) == text and ids.count(IMAGE_TOKEN_INDEX) == 1
+    for template, tokenizer in ((chatml, byte_level_tokenizer), (get_template("v1"), large_tokenizer)):
+        plain = encode([Turn("human", "<image>\nWhat is it?")], template, tokenizer).input_ids
+        assert encode_prompt("<image>\nWhat is it?", template, tokenizer) == plain
+        assert encode_prompt("<image>\nWhat is it? ", template, tokenizer) != plain
