@@ -182,6 +182,8 @@ def test_textvqa_built_and_from_llavas_file(tmp_path: Path) -> None:
     put(tmp_path / "textvqa/TextVQA_Rosetta_OCR_v0.2_val.json", {"data": tokens})
     built = with_ocr.questions(tmp_path)
     assert built[0].text == f"What Brand?\nReference OCR token: DELL, 90{SHORT}"
+    put(tmp_path / "textvqa/TextVQA_Rosetta_OCR_v0.2_val.json", {"data": []})
+    assert with_ocr.questions(tmp_path)[0].text == f"What Brand?\nReference OCR token: {SHORT}"  # 115 of LLaVA's 5,000
     lines = [{"question_id": q.id, "image": q.images[0].name, "text": q.text, "category": "default"} for q in built]
     put(tmp_path / "textvqa/llava_textvqa_val_v051_ocr.jsonl", lines)
     assert [q.key for q in with_ocr.questions(tmp_path)] == [q.key for q in built]

@@ -28,7 +28,7 @@ class TextVqaNoOcr(Benchmark):
     needs = (_ANNOTATIONS, _IMAGES)
 
     def questions(self, root: Path) -> list[Question]:
-        return self._built(root, {})
+        return self._built(root, None)
 
     def score(self, root: Path, answers: Answers, out: Path | None = None) -> Scores:
         questions = self.questions(root)
@@ -45,13 +45,13 @@ class TextVqaNoOcr(Benchmark):
             scores.append(textvqa_accuracy(text, people[key]))
         return Scores({"accuracy": 100 * sum(scores) / len(scores)}, notes=notes)
 
-    def _built(self, root: Path, hints: dict[str, list[str]]) -> list[Question]:
-        """LLaVA's prompts from the official files; hints: image -> OCR tokens."""
+    def _built(self, root: Path, hints: dict[str, list[str]] | None) -> list[Question]:
+        """LLaVA's prompts from the official files; hints: image -> OCR tokens. An image without any has an empty hint."""
         file, images = self.path(root, ANNOTATIONS), self.path(root, IMAGES)
         built = []
         for number, entry in enumerate(listed(file, "data")):
             image = field(entry, "image_id", file, number)
-            hint = f"\nReference OCR token: {', '.join(hints[image])}" if image in hints else ""
+            hint = "" if hints is None else f"\nReference OCR token: {', '.join(hints.get(image, []))}"
             text = field(entry, "question", file, number) + hint + SHORT_ANSWER
             built.append(Question(image, (images / f"{image}.jpg",), text, where=f"{file}, entry {number}"))
         return built
