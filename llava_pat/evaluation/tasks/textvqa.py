@@ -46,7 +46,7 @@ class TextVqaNoOcr(Benchmark):
         return Scores({"accuracy": 100 * sum(scores) / len(scores)}, notes=notes)
 
     def _built(self, root: Path, hints: dict[str, list[str]] | None) -> list[Question]:
-        """LLaVA's prompts from the official files; hints: image -> OCR tokens. An image without any has an empty hint."""
+        """LLaVA's prompts from the official files; hints: image -> OCR tokens, an empty hint without."""
         file, images = self.path(root, ANNOTATIONS), self.path(root, IMAGES)
         built = []
         for number, entry in enumerate(listed(file, "data")):
