@@ -45,10 +45,11 @@ class CaptionBenchmark(Benchmark):
 
     def caption_scores(self, root: Path, answers: Answers) -> tuple[CaptionScores, list[str]]:
         """The scorer's figures for the images that have an answer, and notes on them."""
-        texts, notes = texts_of(self.name, self.questions(root), answers)
-        asked = [(image, text) for image, text in zip(self.images(root), texts, strict=True) if text is not None]
-        references = {image.id: image.references for image, _ in asked}
-        found = caption_scores(references, {image.id: text for image, text in asked})
+        questions = self.questions(root)
+        texts, notes = texts_of(self.name, questions, answers)
+        captions = {q.id: text for q, text in zip(questions, texts, strict=True) if text is not None}
+        references = {image.id: image.references for image in self.images(root) if image.id in captions}
+        found = caption_scores(references, captions)
         return found, notes + found.notes
 
 

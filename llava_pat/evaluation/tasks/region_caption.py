@@ -41,10 +41,12 @@ class RegionCaption(Benchmark):
         ]
 
     def score(self, root: Path, answers: Answers, out: Path | None = None) -> Scores:
-        texts, notes = texts_of(self.name, self.questions(root), answers)
-        asked = [(e, text) for e, text in zip(self._expressions(root), texts, strict=True) if text is not None]
-        references = {e.ref_id: [sentence for _, sentence in e.sentences] for e, _ in asked}
-        found = caption_scores(references, {e.ref_id: text for e, text in asked})
+        questions = self.questions(root)
+        texts, notes = texts_of(self.name, questions, answers)
+        captions = {q.id: text for q, text in zip(questions, texts, strict=True) if text is not None}
+        expressions = [expression for expression in self._expressions(root) if expression.ref_id in captions]
+        references = {e.ref_id: [sentence for _, sentence in e.sentences] for e in expressions}
+        found = caption_scores(references, captions)
         return Scores(found.metrics, notes=notes + found.notes)
 
     def _expressions(self, root: Path) -> list[Expression]:
