@@ -75,8 +75,8 @@ def answers_by_id(questions: Sequence[Question], lines: Mapping[Key, Mapping[str
 class AnswerFile:
     """An answer file open for more answers. One process at a time; what is there already is in `answers`.
 
-    Lines are on the disk's side of the process when `append` returns: a kill loses at most the line it interrupts,
-    which the next opening cuts off.
+    Lines have left the process when `append` returns: a kill loses at most the line it interrupts, and the next opening
+    cuts that one off.
     """
 
     def __init__(self, file: str | Path) -> None:

@@ -3,9 +3,9 @@
 Prompts are padded on the left, so that all of them go on at the right end; positions count from each prompt's first
 token, and padding is masked. What a row gets then depends on its own prompt, up to the rounding of larger products.
 
-What prompts have in common up to their last image is computed once, and a row that has ended is dropped: on the
-playground's model (5 M, two cores) both together make answers four times as fast as transformers' `generate`, which
-does the beams here.
+What prompts have in common up to their last image is computed once, a new token is written behind the cache instead of
+copying it, and a row that has ended is dropped. On the playground's model (5.8 M, one thread, batches of 64) that makes
+92 answers in a second of CPU time; transformers' `generate` makes 48 from the same shared prefixes. It does the beams.
 """
 
 from __future__ import annotations
