@@ -46,6 +46,8 @@ setup(
         "qlora": ["bitsandbytes>=0.50"],
         # torchvision 0.28.0 needs the CUDA build of torch 2.13.0, on a CPU as well: scripts/setup.sh --with open-clip
         "open-clip": ["torch==2.13.0", "torchvision==0.28.0", "open_clip_torch==3.3.0"],
+        # the same pair for the same reason; decord is what lmms-eval's llava_hf imports without asking for it
+        "lmms": ["torch==2.13.0", "torchvision==0.28.0", "lmms-eval==0.7.3", "decord"],
         "eval": ["pycocoevalcap", "openpyxl", "pyarrow"],
         "dev": ["pytest>=8", "ruff", "mistral-common", "scikit-learn", "scipy", "tensorboard", "wandb"],
     },

@@ -31,7 +31,7 @@ _lp_has_gpu() { command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/nul
 
 _lp_check_disk() {  # folder, extras
     local need=4 free
-    if _lp_has_gpu || [[ "$2" == *open-clip* ]]; then need=10; fi
+    if _lp_has_gpu || [[ "$2" == *open-clip* || "$2" == *lmms* ]]; then need=10; fi
     free=$(df -Pk "$1" | awk 'NR == 2 { print int($4 / 1048576) }')
     if ((free < need)); then
         _lp_say "$1 has $free GB free, the environment needs about $need GB."
@@ -70,9 +70,15 @@ _lp_install() {  # environment, wanted stamp, extras. Runs under the lock.
     if [[ -n "$extras" ]]; then
         _lp_say "installing the extras $extras"
         # Three equal signs leave out "+cpu": torchvision has no CPU build for this torch, and its import dies beside one.
-        if [[ "$extras" == *open-clip* ]]; then pair=("torch===2.13.0"); fi
+        if [[ "$extras" == *open-clip* || "$extras" == *lmms* ]]; then pair=("torch===2.13.0"); fi
         "$venv/bin/python" -m pip install --disable-pip-version-check --no-build-isolation \
             ${pair[@]+"${pair[@]}"} -e "$LLAVA_PAT_ROOT[$extras]" >&2 || { _lp_say "pip failed (above)"; return 1; }
+        if [[ "$extras" == *lmms* ]]; then
+            # lmms-eval 0.7.3 pins a wandb that asks for protobuf < 7, with which sentencepiece cannot be imported;
+            # the tested protobuf works with both, as long as that wandb is not used. pip complains, and installs it.
+            "$venv/bin/python" -m pip install --disable-pip-version-check --quiet --no-deps \
+                "$(grep '^protobuf==' "$LLAVA_PAT_ROOT/scripts/requirements.txt")" >&2 || return 1
+        fi
         echo "$stamp" >"$venv/.llava_pat-stamp"
     fi
     echo "$stamp" >"$stamp_file"

@@ -18,7 +18,7 @@ from typing import Any
 from llava_pat.evaluation.answers import read_answers
 from llava_pat.evaluation.benchmark import Benchmark, describe, find_benchmark, registry
 from llava_pat.evaluation.judge import Judge
-from llava_pat.evaluation.model import DTYPES, Answerer
+from llava_pat.evaluation.model import DTYPES, Answerer, choose_template
 from llava_pat.evaluation.provenance import provenance_file
 from llava_pat.evaluation.questions import Question, check_images
 from llava_pat.evaluation.report import FAILED, MISSING, SCORED, SERVER, Report, Result
@@ -69,7 +69,8 @@ def parser() -> argparse.ArgumentParser:
     add("--out", type=Path, help="default: CKPT/eval, or results/NAME for a hub id")
     add("--base", "--model-base", help="language model of a stage-1 or LoRA checkpoint")
     add("--vision_tower", help="in place of the one that config.json names")
-    add("--conv-mode", dest="conv_mode", help="template (default: the run's own, else LLaVA's rule for names)")
+    add("--conv-mode", dest="conv_mode", help="template (default: the run's own; without one v1, as LLaVA's "
+        "evaluation scripts, unless the name says llama-2, mistral or mpt)")  # fmt: skip
     add("--batch_size", type=int, help="questions at a time; answers do not depend on it, up to ties that rounding "
         "decides (default: 8; 32 for a playground checkpoint)")  # fmt: skip
     add("--dtype", choices=["auto", *DTYPES], default="auto", help="auto (default): fp16 on a GPU, fp32 on a CPU")
@@ -127,7 +128,7 @@ def run(arguments: argparse.Namespace, rank: int, world_size: int) -> int:
         arguments.checkpoint,
         base=arguments.base,
         vision_tower=arguments.vision_tower,
-        template=arguments.conv_mode,
+        template=template_of(arguments.checkpoint, arguments.conv_mode),
         dtype=arguments.dtype,
     )
     logger.info("%s loaded in %.0f s", arguments.checkpoint, time.perf_counter() - started)
@@ -269,6 +270,19 @@ def is_playground(checkpoint: str) -> bool:
     config = read_config(checkpoint)
     settings = config.get(HF_RECORD, {}).get("settings", {}) | config
     return "playground/models" in str(settings.get("mm_vision_tower"))
+
+
+def template_of(checkpoint: str, conv_mode: str | None) -> str:
+    """The template to ask in: --conv-mode, the run's own, or what LLaVA's scripts/v1_5/eval/*.sh name.
+
+    By a folder's name alone LLaVA's code would take llava_v1 ("a curious human") for LLaVA-1.5, but all of those
+    scripts, and so its published figures, say vicuna_v1 ("a curious user"), which it was trained with.
+    """
+    template, reason = choose_template(checkpoint, conv_mode)
+    if conv_mode is None and template == "llava_v1" and not (Path(checkpoint) / "config.yaml").is_file():
+        return "v1"
+    logger.debug("template %s: %s", template, reason)
+    return template
 
 
 def output_folder(checkpoint: str) -> Path:

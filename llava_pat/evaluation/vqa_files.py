@@ -53,6 +53,8 @@ class VqaAnnotated(Benchmark):
     annotations_file: ClassVar[str]
     images: ClassVar[str]
     image_name: ClassVar[str]
+    converted: ClassVar[bool] = True
+    """Whether LLaVA's converter for the server (digits for number words, no articles) comes before the score."""
 
     def questions(self, root: Path) -> list[Question]:
         file = self.path(root, self.questions_file)
@@ -69,7 +71,7 @@ class VqaAnnotated(Benchmark):
                 raise DataError(f"{file}: no annotation of question {question.id!r}; are both files of one release?")
             annotation = annotations[question.id]
             people = [given["answer"] for given in field(annotation, "answers", file, question.id)]
-            score = vqa_accuracy(m4c_answer(text or ""), people)
+            score = vqa_accuracy(m4c_answer(text or "") if self.converted else text or "", people)
             scores["accuracy"].append(score)
             scores[f"{field(annotation, 'answer_type', file, question.id)}_accuracy"].append(score)
         names = ["accuracy", *sorted(set(scores) - {"accuracy"})]

@@ -9,7 +9,11 @@ GENERATE = "python -m playground.generate --if_absent"
 
 
 class PlaygroundVqa(VqaAnnotated):
-    """Counting, colours, existence and relations; prompt, normalisation and scorer are VQAv2's."""
+    """Counting, colours, existence and relations; prompt and scorer are VQAv2's.
+
+    Its labels are words like "eight", on which all ten people agree: the scorer then compares as it stands, and an
+    answer that LLaVA's converter has made "8" would be wrong.
+    """
 
     name = "playground_vqa"
     title = "Playground VQA"
@@ -18,6 +22,7 @@ class PlaygroundVqa(VqaAnnotated):
     annotations_file = "vqa_annotations.json"
     images = "../images"
     image_name = "val/{:06d}.png"
+    converted = False
     needs = (
         Needed(questions_file, "questions", GENERATE),
         Needed(annotations_file, "answers", GENERATE),
