@@ -128,10 +128,12 @@ def run(arguments: argparse.Namespace, rank: int, world_size: int) -> int:
         arguments.checkpoint,
         base=arguments.base,
         vision_tower=arguments.vision_tower,
-        template=template_of(arguments.checkpoint, arguments.conv_mode),
+        template=_asked_in(arguments.checkpoint, arguments.conv_mode),
         dtype=arguments.dtype,
     )
     logger.info("%s loaded in %.0f s", arguments.checkpoint, time.perf_counter() - started)
+    if answerer.template.name == "plain":
+        logger.warning("the template plain (stage 1) leaves the question out: only captions mean anything with it")
     report = None
     if rank == 0:
         report = Report(out, str(arguments.checkpoint), answerer.name, identity(answerer.fingerprint))
@@ -278,11 +280,16 @@ def template_of(checkpoint: str, conv_mode: str | None) -> str:
     By a folder's name alone LLaVA's code would take llava_v1 ("a curious human") for LLaVA-1.5, but all of those
     scripts, and so its published figures, say vicuna_v1 ("a curious user"), which it was trained with.
     """
-    template, reason = choose_template(checkpoint, conv_mode)
+    template, _ = choose_template(checkpoint, conv_mode)
     if conv_mode is None and template == "llava_v1" and not (Path(checkpoint) / "config.yaml").is_file():
         return "v1"
-    logger.debug("template %s: %s", template, reason)
     return template
+
+
+def _asked_in(checkpoint: str, conv_mode: str | None) -> str | None:
+    """None where the answerer chooses the same by itself: provenance then says why."""
+    template = template_of(checkpoint, conv_mode)
+    return conv_mode if template == choose_template(checkpoint, conv_mode)[0] else template
 
 
 def output_folder(checkpoint: str) -> Path:
@@ -294,7 +301,7 @@ def identity(fingerprint: dict[str, Any]) -> dict[str, Any]:
     """What figures depend on: a fingerprint without places and versions."""
     return {
         "checkpoint": fingerprint["checkpoint"]["sha256"],
-        "parts": sorted(fingerprint["parts"].values()),
+        "parts": {name: part["sha256"] for name, part in fingerprint["parts"].items()},
         **{name: fingerprint[name] for name in ("template", "image_aspect_ratio", "dtype", "decoding")},
     }
 
