@@ -66,7 +66,8 @@ class PooledEntropy:
         if not self.rows:
             raise ValueError("entropy of no vectors: nothing was added")
         gram = self.second - torch.outer(self.first, self.first) / self.rows if centred else self.second
-        return float(_entropy(gram, noise=self.rows * 64 * torch.finfo(gram.dtype).eps))
+        # a sum of N terms is off by up to N times the rounding of one, and so is each entry of the Gram matrix
+        return float(_entropy(gram, noise=self.rows * max(64, self.rows) * torch.finfo(gram.dtype).eps))
 
 
 def _check(x: Tensor) -> None:

@@ -98,9 +98,10 @@ def test_streamed_equals_direct(centred):
     assert pooled.rows == 40 and pooled.result(centred) == pytest.approx(direct, abs=1e-10)
 
 
-def test_streamed_identical_rows_have_none():
+@pytest.mark.parametrize("seed", range(8))
+def test_streamed_identical_rows_have_none(seed):
     pooled = PooledEntropy(6)
-    pooled.update(torch.rand(6).expand(1000, 6))
+    pooled.update(torch.rand(6, generator=torch.Generator().manual_seed(seed)).expand(1000, 6))
     assert pooled.result(centred=True) == 0.0 and pooled.result() == pytest.approx(0.0, abs=1e-9)
 
 
