@@ -14,9 +14,6 @@ import torch.distributed as dist
 from llava_pat.training.flags import ConfigError
 from llava_pat.types import DataError
 
-# transformers imports bitsandbytes where it is installed, which then asks on a CPU for an optional package.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-
 
 def run(stage: Callable[[], object]) -> None:
     """Run a stage; a ConfigError or DataError is printed and ends the process with status 2 (other ranks are torn down

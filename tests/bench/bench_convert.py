@@ -1,6 +1,6 @@
 """Peak memory and time of a conversion, on a made-up model of 2e9 parameters in LLaVA's layout (bf16, random).
 
-    /work/venv/bin/python tests/bench/bench_convert.py /tmp/bench [--layers 24] [--max_shard_size 1GB] [--keep]
+    python tests/bench/bench_convert.py /tmp/bench [--layers 24] [--max_shard_size 1GB] [--keep]
 
 Needs three times the model's size on the disk (13 GB). The bound: 1.5 times the largest shard, plus 1 GB.
 """

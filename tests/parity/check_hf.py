@@ -3,9 +3,9 @@
 Runs with transformers 5 (our environment) and with 4.37.2 (check_llava.py says how that environment is made):
 
     python -m llava_pat.convert CHECKPOINT /tmp/hf
-    /work/venv/bin/python tests/parity/check_hf.py /tmp/hf --cases /tmp/cases.json --out /tmp/hf5.json
-    /tmp/llava_env/bin/python tests/parity/check_hf.py /tmp/hf --cases /tmp/cases.json --out /tmp/hf437.json
-    /work/venv/bin/python tests/parity/compare.py ...
+    python tests/parity/check_hf.py /tmp/hf --cases /tmp/cases.json --out /tmp/hf5.json
+    LLAVA_ENV/bin/python tests/parity/check_hf.py /tmp/hf --cases /tmp/cases.json --out /tmp/hf437.json
+    python tests/parity/compare.py ...
 
 Prompts come from the folder's own chat template, ids from its tokenizer, pixels from its image processor. 4.37.2 has no
 image processor that pads: there the image is padded here first, where preprocessor_config.json says do_pad.
