@@ -94,6 +94,16 @@ class PatchRegions:
 
 
 @dataclass
+class PatchWords:
+    """Candidate words of every patch of a batch, best first; from images and a word list (docs/objectives.md, SEA)."""
+
+    words: Tensor  # [I, N, n] int64: rows of `word_ids`; -1 where there is no candidate
+    scores: Tensor  # [I, N, n] float32 >= 0, descending; 0 where there is no candidate
+    word_ids: Tensor  # [W, L] int64: tokens of the batch's distinct words, padded with 0
+    word_mask: Tensor  # [W, L] bool: which of them are real
+
+
+@dataclass
 class AlignmentInputs:
     """What an objective may look at in one step."""
 
@@ -103,6 +113,7 @@ class AlignmentInputs:
     caption_ids: Tensor  # [I, L] int64: supervised text of the sequence each image belongs to
     caption_mask: Tensor  # [I, L] bool
     regions: PatchRegions | None
+    patch_words: PatchWords | None = None
     side: Mapping[str, Tensor] = field(default_factory=dict)  # further side data by name
     step: int = 0
     total_steps: int = 1
