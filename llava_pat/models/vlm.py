@@ -199,6 +199,18 @@ class VisionLanguageModel(nn.Module):
         decoder = self.llm.get_decoder()
         return decoder(inputs_embeds=embeds, attention_mask=attention_mask, use_cache=False).last_hidden_state
 
+    def forward_layers(self, input_ids: Tensor, attention_mask: Tensor, patch_embeds: Tensor) -> tuple[Tensor, ...]:
+        """As `forward_hidden`, of every layer: the input embeddings, then what each layer gives, [B, T, D] each.
+
+        The last is after the final norm. Costs the memory of all of them; meant for looking, not for training.
+        """
+        embeds = self.embed_sequence(input_ids, patch_embeds)
+        decoder = self.llm.get_decoder()
+        output = decoder(
+            inputs_embeds=embeds, attention_mask=attention_mask, use_cache=False, output_hidden_states=True
+        )
+        return output.hidden_states
+
     def supervised_logits(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """hidden [B, T, D], labels [B, T] -> (logits [S, V] fp32, targets [S] int64), S positions in row-major order.
 

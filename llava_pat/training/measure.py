@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,52 +18,11 @@ from llava_pat.analysis.entropy import PooledEntropy
 from llava_pat.analysis.patch_alignment import PatchAlignment, labelled_patches
 from llava_pat.analysis.vocabulary import Vocabulary, vocabulary_of
 from llava_pat.data.collate import patch_regions
-from llava_pat.data.regions import label_tokens
+from llava_pat.data.words import Words, words_for
 from llava_pat.models.vlm import VisionLanguageModel
-from llava_pat.types import ImageRegions, PatchRegions
+from llava_pat.types import ImageRegions
 
 LABELLED_COVERAGE = 0.25
-
-
-@dataclass(frozen=True)
-class Words:
-    """A vocabulary, its tokens, and which entries each region label of the held-out data contains."""
-
-    vocabulary: Vocabulary
-    ids: Tensor  # [V, L]
-    mask: Tensor  # [V, L]
-    targets: Mapping[tuple[int, ...], Tensor]  # a label's tokens -> bool [V]
-
-    def vectors(self, model: VisionLanguageModel) -> Tensor:
-        """[V, D]: the mean of each entry's input embeddings."""
-        device = next(model.parameters()).device
-        mask = self.mask.to(device).unsqueeze(-1)
-        return (model.embed_words(self.ids.to(device)).float() * mask).sum(-2) / mask.sum(-2)
-
-    def region_targets(self, regions: PatchRegions) -> Tensor:
-        """[R, V] bool."""
-        rows = [
-            self.targets[tuple(ids[mask].tolist())]
-            for ids, mask in zip(regions.label_ids.cpu(), regions.label_mask.cpu(), strict=True)
-        ]
-        return torch.stack(rows) if rows else torch.zeros(0, len(self.ids), dtype=torch.bool)
-
-
-def words_for(vocabulary: Vocabulary, annotated: Iterable[ImageRegions], tokenizer) -> Words:
-    """Prepare a vocabulary for the labels of a regions file; labels and entries are tokenised as in running text."""
-    targets: dict[tuple[int, ...], Tensor] = {}
-    for entry in annotated:
-        for region in entry.regions:
-            tokens = tuple(label_tokens(region.label, tokenizer, entry.where))
-            if tokens not in targets:
-                targets[tokens] = vocabulary.targets([region.label])[0]
-    entries = [label_tokens(word, tokenizer, "the object vocabulary") for word in vocabulary.words]
-    ids = torch.zeros(len(entries), max(map(len, entries)), dtype=torch.int64)
-    mask = torch.zeros_like(ids, dtype=torch.bool)
-    for row, tokens in enumerate(entries):
-        ids[row, : len(tokens)] = torch.tensor(tokens)
-        mask[row, : len(tokens)] = True
-    return Words(vocabulary, ids, mask, targets)
 
 
 class Probe:
@@ -116,11 +74,11 @@ class Probe:
         model.eval()
         caption = torch.zeros(2, dtype=torch.float64)
         alignment = labels = None
+        device = next(model.parameters()).device
         if self.words is not None:
             facets = self.words.vocabulary.facets
-            alignment = PatchAlignment(ask(self.words.vectors), facets)
-            labels = PatchAlignment(ask(self.labels.vectors))
-        device = next(model.parameters()).device
+            alignment = PatchAlignment(ask(lambda asked: self.words.vectors(asked.embed_words, device)), facets)
+            labels = PatchAlignment(ask(lambda asked: self.labels.vectors(asked.embed_words, device)))
         features_entropy = PooledEntropy(model.vision_width, device)
         patches_entropy = PooledEntropy(model.hidden_size, device)
         for batch in batches:

@@ -153,3 +153,13 @@ def test_projector_stays_fp32_beside_bf16_parts(tiny_vlm):
     patches = model.project(features)
     assert features.dtype == torch.bfloat16 and patches.dtype == torch.float32
     assert model.forward_hidden(ids, mask, patches).dtype == torch.bfloat16
+
+
+def test_every_layer_of_a_sequence(tiny_vlm):
+    model, (ids, mask, _) = tiny_vlm().eval(), batch_of_three()
+    patches = model.project(model.encode_images(torch.randn(3, 3, 28, 28)))
+    layers = model.forward_layers(ids, mask, patches)
+    assert len(layers) == 3  # the embeddings, and two layers
+    assert torch.equal(layers[0], model.embed_sequence(ids, patches))
+    torch.testing.assert_close(layers[-1][mask], model.forward_hidden(ids, mask, patches)[mask], rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(layers[1], layers[2])

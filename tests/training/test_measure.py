@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from llava_pat.analysis.vocabulary import Vocabulary
-from llava_pat.training.measure import Probe, Words
+from llava_pat.data.words import Words
+from llava_pat.training.measure import Probe
 from llava_pat.training.stages import pretrain
 
 WORDS = ("red", "blue", "ring", "square")  # ids 0 to 3; ring and square are kinds, red and blue colours
