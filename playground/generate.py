@@ -1,6 +1,6 @@
 """Writes the playground's data: images, and the files that a LLaVA run and its evaluations read.
 
-    python -m playground.generate                         # playground/data: 6,000 training and 400 held-out scenes
+    python -m playground.generate                         # playground/data: 6,000 scenes to train on, 400 + 600 others
     python -m playground.generate --train 10000 --seed 1  # another world
 
 What it writes, each in the format of the real thing:
@@ -14,8 +14,11 @@ What it writes, each in the format of the real thing:
     eval/pope_{random,popular,adversarial}.jsonl   POPE: question_id, image, text, label
     eval/vqa_questions.json, vqa_annotations.json  VQAv2
     eval/captions.json                     COCO captions, five references an image
+    eval/instruct.json                     the conversations of instruct_val.json, with the type of every turn
+    eval_test/                             the same files about the scenes of `test`
 
-The evaluation files are about the held-out scenes. Everything follows from --seed, in any number of processes.
+The splits are train, val (eval/) and test (eval_test/): `val` is for choosing settings, `test` for the last look. Both
+have scenes and handwritten digits of their own. Everything follows from --seed, in any number of processes.
 """
 
 from __future__ import annotations
@@ -37,16 +40,19 @@ HERE = Path(__file__).parent
 TEXT_ONLY_SHARE = 0.1
 LABELS = tuple(f"{colour} {kind}" for colour in world.COLOURS for kind in world.KINDS)
 MANIFEST = "manifest.json"
+EVAL_FOLDERS = {"val": "eval", "test": "eval_test"}
 
 
-def generate(out: Path, train: int, val: int, seed: int, workers: int) -> dict:
+def generate(out: Path, train: int, val: int, seed: int, workers: int, test: int = 0) -> dict:
     """Writes everything below `out` and returns the manifest, which is written last: a killed run leaves none."""
     from tqdm import tqdm
 
-    manifest = {"train": train, "val": val, "seed": seed}
+    manifest = {"train": train, "val": val, "test": test, "seed": seed}
     made: dict[str, list[dict]] = {}
     with ProcessPoolExecutor(workers) as pool:
-        for split, count in (("train", train), ("val", val)):
+        for split, count in (("train", train), ("val", val), ("test", test)):
+            if not count:
+                continue
             (out / "images" / split).mkdir(parents=True, exist_ok=True)
             one = partial(_one_scene, out, split, seed)
             made[split] = list(tqdm(pool.map(one, range(count), chunksize=50), total=count, desc=split, disable=None))
@@ -56,7 +62,9 @@ def generate(out: Path, train: int, val: int, seed: int, workers: int) -> dict:
         lines = (json.dumps(scene["regions"]) + "\n" for scene in scenes)
         (out / f"regions_{split}.jsonl").write_text("".join(lines))
     _write(out / "vocabulary.json", {"kind": list(world.KINDS), "colour": list(world.COLOURS)})
-    _write_eval(out / "eval", made["val"], seed)
+    for split, folder in EVAL_FOLDERS.items():
+        if split in made:
+            _write_eval(out / folder, made[split], split, seed)
     things = [thing for scene in made["train"] for thing in scene["sharing"]]
     manifest |= {"objects": len(things), "sharing_kind_or_colour": round(float(np.mean(things)), 4)}
     _write(out / MANIFEST, manifest)
@@ -80,12 +88,15 @@ def _one_scene(out: Path, split: str, seed: int, index: int) -> dict:
     ]
     kinds, colours = Counter(t.kind for t in scene.things), Counter(t.colour for t in scene.things)
     name = f"{split}-{index:06d}"
+    pretrain = _record(name, image, [("<image>\n" + _prompt(rng), text.caption(scene, rng))])
+    instruct, types = _instructions(scene, rng, name, image)
     return {
-        "pretrain": _record(name, image, [("<image>\n" + _prompt(rng), text.caption(scene, rng))]),
-        "instruct": _instructions(scene, rng, name, image),
+        "pretrain": pretrain,
+        "instruct": instruct,
+        "types": types,
         "regions": {"id": name, "image": image, "width": width, "height": height, "regions": regions},
         "sharing": [kinds[t.kind] > 1 or colours[t.colour] > 1 for t in scene.things],
-        "eval": _held_out(scene, rng) if split == "val" else None,
+        "eval": _held_out(scene, rng) if split in EVAL_FOLDERS else None,
     }
 
 
@@ -113,8 +124,14 @@ def _record(name: str, image: str | None, turns: list[tuple[str, str]]) -> dict:
     return {"id": name, **({"image": image} if image else {}), "conversations": spoken}
 
 
-def _instructions(scene: world.Scene, rng: np.random.Generator, name: str, image: str) -> list[dict]:
-    """One conversation about the image: questions of every type, one or two boxes, sometimes a caption."""
+def _instructions(
+    scene: world.Scene, rng: np.random.Generator, name: str, image: str
+) -> tuple[list[dict], list[list[str]]]:
+    """One conversation about the image: questions of every type, one or two boxes, sometimes a caption.
+
+    Now and then one without an image comes with it, about the scene as text. Returns the records, and the types of
+    their turns.
+    """
     asked = text.questions(scene, rng)
     order = rng.permutation(len(scene.things))
     asked += [text.rec(scene, scene.things[i], rng) for i in order[:2]]
@@ -128,12 +145,14 @@ def _instructions(scene: world.Scene, rng: np.random.Generator, name: str, image
         if qa.type in text.QUESTION_TYPES and not hinted:
             question, hinted = f"{question}\n{text.SHORT_ANSWER}", True
         turns.append((question, qa.answer))
-    records = [_record(name, image, turns)]
+    records, types = [_record(name, image, turns)], [[qa.type for qa in asked]]
     if rng.random() < TEXT_ONLY_SHARE:
-        about = [(qa.question, qa.answer) for qa in asked if qa.type != "caption"][:4]
+        chosen = [qa for qa in asked if qa.type != "caption"][:4]
+        about = [(qa.question, qa.answer) for qa in chosen]
         about[0] = (f"Scene: {text.scene_as_text(scene, rng)}\n{about[0][0]}", about[0][1])
         records.append(_record(f"{name}-text", None, about))
-    return records
+        types.append([qa.type for qa in chosen])
+    return records, types
 
 
 def _held_out(scene: world.Scene, rng: np.random.Generator) -> dict:
@@ -147,21 +166,34 @@ def _held_out(scene: world.Scene, rng: np.random.Generator) -> dict:
     }
 
 
-def _write_eval(out: Path, scenes: list[dict], seed: int) -> None:
+def _write_eval(out: Path, scenes: list[dict], split: str, seed: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     images = [
         {"id": i, "file_name": s["regions"]["image"], "width": s["regions"]["width"], "height": s["regions"]["height"]}
         for i, s in enumerate(scenes)
     ]
-    _write_refcoco(out, scenes, images)
+    _write_refcoco(out, scenes, images, split)
     _write_vqa(out, scenes)
-    _write_pope(out, scenes, np.random.default_rng([seed, 5]))
+    _write_pope(out, scenes, np.random.default_rng([seed, 5] if split == "val" else [seed, 5, world.SPLITS[split]]))
+    _write_instruct(out, scenes)
     sentences = [(i, words) for i, scene in enumerate(scenes) for words in scene["eval"]["captions"]]
     captions = [{"id": n, "image_id": image, "caption": words} for n, (image, words) in enumerate(sentences)]
     _write(out / "captions.json", {"images": images, "annotations": captions})
 
 
-def _write_refcoco(out: Path, scenes: list[dict], images: list[dict]) -> None:
+def _write_instruct(out: Path, scenes: list[dict]) -> None:
+    """Conversations turn by turn: `{"id", "image"?, "turns": [{"type", "question", "answer"}]}`."""
+    conversations = []
+    for scene in scenes:
+        for record, types in zip(scene["instruct"], scene["types"], strict=True):
+            said = [turn["value"] for turn in record["conversations"]]
+            turns = zip(types, said[::2], said[1::2], strict=True)
+            head = {key: record[key] for key in ("id", "image") if key in record}
+            conversations.append(head | {"turns": [{"type": t, "question": q, "answer": a} for t, q, a in turns]})
+    _write(out / "instruct.json", conversations)
+
+
+def _write_refcoco(out: Path, scenes: list[dict], images: list[dict], split: str) -> None:
     annotations, refs = [], []
     for image_id, scene in enumerate(scenes):
         for region, phrase in zip(scene["regions"]["regions"], scene["eval"]["refs"], strict=True):
@@ -172,7 +204,7 @@ def _write_refcoco(out: Path, scenes: list[dict], images: list[dict]) -> None:
             mask = {"segmentation": region["segmentation"], "bbox": region["bbox"], "area": area, "iscrowd": 0}
             annotations.append({"id": identity, **place, **mask})
             sentence = {"sent_id": identity, "sent": phrase, "raw": phrase, "tokens": phrase.split()}
-            refs.append({"ref_id": identity, "ann_id": identity, **place, "split": "val", "sentences": [sentence]})
+            refs.append({"ref_id": identity, "ann_id": identity, **place, "split": split, "sentences": [sentence]})
     categories = [{"id": i + 1, "name": label} for i, label in enumerate(LABELS)]
     _write(out / "instances.json", {"images": images, "annotations": annotations, "categories": categories})
     _write(out / "refs.json", refs)
@@ -232,17 +264,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=HERE / "data", help="folder to write to (default: playground/data)")
     parser.add_argument("--train", type=int, default=6000, help="number of training scenes")
     parser.add_argument("--val", type=int, default=400, help="number of held-out scenes, with glyphs of their own")
+    parser.add_argument("--test", type=int, default=600, help="number of test scenes, with glyphs of their own too")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--if_absent", action="store_true", help="do nothing when --out already holds this very data")
     arguments = parser.parse_args(argv)
-    asked = {"train": arguments.train, "val": arguments.val, "seed": arguments.seed}
+    asked = {name: vars(arguments)[name] for name in ("train", "val", "test", "seed")}
     manifest = arguments.out / MANIFEST
     if arguments.if_absent and manifest.exists() and asked.items() <= json.loads(manifest.read_text()).items():
         print(f"playground data: {arguments.out} holds it already")
         return
     manifest.unlink(missing_ok=True)
-    written = generate(arguments.out, arguments.train, arguments.val, arguments.seed, arguments.workers)
+    written = generate(arguments.out, **asked, workers=arguments.workers)
     print(f"playground data in {arguments.out}: {written}")
 
 

@@ -32,7 +32,7 @@ COLOURS = {
     "cyan": (50, 200, 215),
     "pink": (250, 130, 190),
 }
-SPLITS = {"train": 0, "val": 1}  # part of the seed; `val` also has glyphs of its own
+SPLITS = {"train": 0, "val": 1, "test": 2}  # part of the seed; `val` and `test` also have glyphs of their own
 SIDE = 80  # shortest edge of every canvas, and the tower's input
 LONG_SIDES = (80, 80, 80, 80, 96, 96, 112, 112)  # half of the scenes are square
 GLYPH_RESOLUTION = 64
@@ -72,12 +72,17 @@ class Scene:
 
 @lru_cache(maxsize=None)
 def glyphs(split: str) -> dict[str, np.ndarray]:
-    """Handwritten digits by word, [n, 64, 64] uint8 opacity. `train` and `val` share no glyph (every fifth is `val`)."""
+    """Handwritten digits by word, [n, 64, 64] uint8 opacity. No two splits share a glyph.
+
+    Every fifth is held out; of these the first, third, ... are `val`'s, the second, fourth, ... `test`'s.
+    """
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    held_out = np.arange(len(digits.target)) % 5 == 4
-    chosen = held_out if split == "val" else ~held_out
+    places = np.arange(len(digits.target))
+    held_out = places % 5 == 4
+    chosen = {"train": ~held_out, "val": held_out & (places // 5 % 2 == 0), "test": held_out & (places // 5 % 2 == 1)}
+    chosen = chosen[split]
     by_word = {}
     for number, word in enumerate(DIGITS):
         small = digits.images[chosen & (digits.target == number)]

@@ -83,7 +83,8 @@ def oracle():
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory) -> Path:
-    """The folder of a small world: seed 5, 60 training and 12 held-out scenes."""
+    """The folder of a small world: seed 5, 60 training, 12 validation and 7 test scenes."""
     out = tmp_path_factory.mktemp("playground") / "data"
-    generate.main(["--out", str(out), "--train", "60", "--val", "12", "--seed", "5", "--workers", "1"])
+    sizes = ["--train", "60", "--val", "12", "--test", "7"]
+    generate.main(["--out", str(out), *sizes, "--seed", "5", "--workers", "1"])
     return out

@@ -24,12 +24,12 @@ from llava_pat.data.tokenize import load_tokenizer
 from playground import generate, text, world
 
 ROOT = Path(__file__).parents[2]
-SEED, TRAIN, VAL = 5, 60, 12  # of conftest's `made`; more than a chunk of 50, so that two workers share the scenes
+SEED, TRAIN, VAL, TEST = 5, 60, 12, 7  # of conftest's `made`; more than a chunk of 50: two workers share the scenes
 
 
 def run(out: Path, *more: str, workers: int = 1, train: int = TRAIN) -> None:
-    sizes = ["--train", str(train), "--val", str(VAL), "--seed", str(SEED), "--workers", str(workers)]
-    generate.main(["--out", str(out), *sizes, *more])
+    sizes = ["--train", str(train), "--val", str(VAL), "--test", str(TEST)]
+    generate.main(["--out", str(out), *sizes, "--seed", str(SEED), "--workers", str(workers), *more])
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -45,27 +45,28 @@ def test_any_number_of_workers_writes_the_same_bytes(made, tmp_path):
     one, two = contents(made), contents(tmp_path)
     assert one.keys() == two.keys()
     assert [name for name in one if one[name] != two[name]] == []
-    assert sum(name.endswith(".png") for name in one) == TRAIN + VAL
+    assert sum(name.endswith(".png") for name in one) == TRAIN + VAL + TEST
     assert not [name for name in one if name.endswith(".part")]
 
 
 def test_the_seed_matters(made, tmp_path):
-    generate.main(["--out", str(tmp_path), "--train", "1", "--val", "1", "--seed", str(SEED + 1), "--workers", "1"])
+    sizes = ["--train", "1", "--val", "1", "--test", "0"]
+    generate.main(["--out", str(tmp_path), *sizes, "--seed", str(SEED + 1), "--workers", "1"])
     first = "images/train/000000.png"
     assert (tmp_path / first).read_bytes() != (made / first).read_bytes()
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_images_are_the_scenes(made, split):
-    for index in range(VAL):
+    for index in range(TEST):
         with Image.open(made / "images" / split / f"{index:06d}.png") as image:
             assert np.array_equal(np.asarray(image), world.scene(SEED, split, index).pixels)
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_regions_are_the_scenes_masks(made, split):
+@pytest.mark.parametrize(("split", "count"), [("train", TRAIN), ("val", VAL), ("test", TEST)])
+def test_regions_are_the_scenes_masks(made, split, count):
     regions = load_regions(made / f"regions_{split}.jsonl")
-    assert list(regions) == [f"{split}/{index:06d}.png" for index in range(TRAIN if split == "train" else VAL)]
+    assert list(regions) == [f"{split}/{index:06d}.png" for index in range(count)]
     for index, annotated in enumerate(regions.values()):
         scene = world.scene(SEED, split, index)
         assert (annotated.width, annotated.height) == scene.size
@@ -148,6 +149,7 @@ def test_manifest(made):
     assert read(made / generate.MANIFEST) == {
         "train": TRAIN,
         "val": VAL,
+        "test": TEST,
         "seed": SEED,
         "objects": len(sharing),
         "sharing_kind_or_colour": round(sum(sharing) / len(sharing), 4),
@@ -157,13 +159,14 @@ def test_manifest(made):
 def test_if_absent(made, tmp_path, capsys, monkeypatch):
     before = contents(made)
     with monkeypatch.context() as patch:
-        patch.setattr(generate, "generate", lambda *_: pytest.fail("it is there already"))
+        patch.setattr(generate, "generate", lambda *_, **__: pytest.fail("it is there already"))
         run(made, "--if_absent")
     assert "holds it already" in capsys.readouterr().out
     assert contents(made) == before
     called = []
-    monkeypatch.setattr(generate, "generate", lambda *arguments: called.append(arguments))
-    (tmp_path / generate.MANIFEST).write_text(json.dumps({"train": TRAIN + 1, "val": VAL, "seed": SEED}))
+    monkeypatch.setattr(generate, "generate", lambda *arguments, **more: called.append(more))
+    other = {"train": TRAIN + 1, "val": VAL, "test": TEST, "seed": SEED}
+    (tmp_path / generate.MANIFEST).write_text(json.dumps(other))
     run(tmp_path, "--if_absent")
     assert len(called) == 1, "another size is other data"
     assert not (tmp_path / generate.MANIFEST).exists(), "what was there is no longer whole"
@@ -172,7 +175,8 @@ def test_if_absent(made, tmp_path, capsys, monkeypatch):
 
 
 def test_a_killed_run_leaves_no_manifest(tmp_path):
-    (tmp_path / generate.MANIFEST).write_text(json.dumps({"train": 3000, "val": VAL, "seed": 1}))  # of an older run
+    older = {"train": 3000, "val": VAL, "test": TEST, "seed": 1}
+    (tmp_path / generate.MANIFEST).write_text(json.dumps(older))
     command = [sys.executable, "-m", "playground.generate", "--out", str(tmp_path), "--train", "3000", "--workers", "1"]
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **silent)

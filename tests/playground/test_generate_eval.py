@@ -13,12 +13,23 @@ from pycocotools.coco import COCO
 
 from playground import generate, text, world
 
-SEED, VAL = 5, 12  # of conftest's `made`
+SEED = 5  # of conftest's `made`
+SCENES = {"val": 12, "test": 7}
+
+
+@pytest.fixture(scope="module", params=SCENES)
+def split(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def held_out(oracle):
-    drawn = [world.scene(SEED, "val", index) for index in range(VAL)]
+def folder(made, split):
+    return made / {"val": "eval", "test": "eval_test"}[split]
+
+
+@pytest.fixture(scope="module")
+def held_out(oracle, split):
+    drawn = [world.scene(SEED, split, index) for index in range(SCENES[split])]
     return [(scene, oracle.look(scene)) for scene in drawn]
 
 
@@ -30,18 +41,20 @@ def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_refcoco(made, held_out, oracle, capsys):
-    coco = COCO(str(made / "eval" / "instances.json"))
-    refs = read(made / "eval" / "refs.json")
+def test_refcoco(folder, split, held_out, oracle, capsys):
+    coco = COCO(str(folder / "instances.json"))
+    refs = read(folder / "refs.json")
     assert len(refs) == len(coco.anns) == sum(len(scene.things) for scene, _ in held_out)
     assert len({ref["ref_id"] for ref in refs}) == len({ref["sentences"][0]["sent_id"] for ref in refs}) == len(refs)
-    assert [coco.imgs[i]["file_name"] for i in range(VAL)] == [f"val/{index:06d}.png" for index in range(VAL)]
+    assert [coco.imgs[i]["file_name"] for i in range(SCENES[split])] == [
+        f"{split}/{index:06d}.png" for index in range(SCENES[split])
+    ]
     for ref in refs:
         annotation = coco.anns[ref["ann_id"]]
         assert (ref["image_id"], ref["category_id"]) == (annotation["image_id"], annotation["category_id"])
         scene, seen = held_out[ref["image_id"]]
         (sentence,) = ref["sentences"]
-        assert sentence["tokens"] == sentence["sent"].split() and ref["split"] == "val"
+        assert sentence["tokens"] == sentence["sent"].split() and ref["split"] == split
         (index,) = oracle.meant_by(sentence["sent"], seen)
         mask = coco.annToMask(annotation).astype(bool)
         assert np.array_equal(mask, scene.instances == index), "the phrase means this mask"
@@ -51,23 +64,23 @@ def test_refcoco(made, held_out, oracle, capsys):
         assert (x, y, x + width, y + height) == scene.things[index].box
 
 
-def test_captions(made, held_out, capsys):
-    coco = COCO(str(made / "eval" / "captions.json"))
+def test_captions(folder, split, held_out, capsys):
+    coco = COCO(str(folder / "captions.json"))
     for image, (scene, _) in enumerate(held_out):
         captions = [coco.anns[i]["caption"] for i in coco.getAnnIds(imgIds=[image])]
         assert len(captions) == 5
         assert all(caption.count(thing.label) == 1 for caption in captions for thing in scene.things)
-    found = coco.loadRes([{"image_id": image, "caption": "a red three"} for image in range(VAL)])
-    assert len(found.anns) == VAL, "results in COCO's format go with it"
+    found = coco.loadRes([{"image_id": image, "caption": "a red three"} for image in range(SCENES[split])])
+    assert len(found.anns) == SCENES[split], "results in COCO's format go with it"
 
 
-def test_vqa(made, held_out):
-    questions = read(made / "eval" / "vqa_questions.json")["questions"]
-    annotations = read(made / "eval" / "vqa_annotations.json")["annotations"]
+def test_vqa(folder, split, held_out):
+    questions = read(folder / "vqa_questions.json")["questions"]
+    annotations = read(folder / "vqa_annotations.json")["annotations"]
     assert [q["question_id"] for q in questions] == [a["question_id"] for a in annotations] == [*range(len(questions))]
     types = Counter()
     for question, annotation in zip(questions, annotations, strict=True):
-        assert question["image_id"] == annotation["image_id"] < VAL
+        assert question["image_id"] == annotation["image_id"] < SCENES[split]
         answer = annotation["multiple_choice_answer"]
         assert [one["answer"] for one in annotation["answers"]] == [answer] * 10
         kind = annotation["question_type"]
@@ -81,8 +94,8 @@ def test_vqa(made, held_out):
 
 
 @pytest.mark.parametrize("category", ["random", "popular", "adversarial"])
-def test_pope(made, held_out, category):
-    asked = lines(made / "eval" / f"pope_{category}.jsonl")
+def test_pope(folder, split, held_out, category):
+    asked = lines(folder / f"pope_{category}.jsonl")
     assert [one["question_id"] for one in asked] == [*range(1, len(asked) + 1)]
     assert Counter(one["label"] for one in asked)["yes"] * 2 == len(asked), "yes and no equally often"
     frequency = Counter(thing.label for scene, _ in held_out for thing in scene.things)
@@ -90,7 +103,7 @@ def test_pope(made, held_out, category):
     for one in asked:
         assert set(one) == {"question_id", "image", "text", "label"}
         by_image.setdefault(one["image"], []).append(one)
-    assert list(by_image) == [f"val/{index:06d}.png" for index in range(VAL)]
+    assert list(by_image) == [f"{split}/{index:06d}.png" for index in range(SCENES[split])]
     for (scene, seen), questions in zip(held_out, by_image.values(), strict=True):
         labels = [re.fullmatch(r"Is there an? (\w+ \w+) in the image\?", one["text"])[1] for one in questions]
         present = {thing.label for thing in scene.things}
@@ -107,7 +120,25 @@ def test_pope(made, held_out, category):
 
 
 def test_pope_of_one_scene_asks_for_absent_labels_too(tmp_path):
-    generate.main(["--out", str(tmp_path), "--train", "1", "--val", "1", "--workers", "1"])
+    generate.main(["--out", str(tmp_path), "--train", "1", "--val", "1", "--test", "0", "--workers", "1"])
     for category in ("random", "popular", "adversarial"):
         said = Counter(one["label"] for one in lines(tmp_path / "eval" / f"pope_{category}.jsonl"))
         assert said["yes"] == said["no"] > 0, said
+
+
+def test_conversations_are_the_records_with_the_type_of_every_turn(made, folder, split):
+    records, typed = read(made / f"instruct_{split}.json"), read(folder / "instruct.json")
+    assert [entry["id"] for entry in typed] == [record["id"] for record in records]
+    for entry, record in zip(typed, records, strict=True):
+        said = [turn["value"] for turn in record["conversations"]]
+        assert entry.get("image") == record.get("image")
+        assert [turn["question"] for turn in entry["turns"]] == said[::2]
+        assert [turn["answer"] for turn in entry["turns"]] == said[1::2]
+        for turn in entry["turns"]:
+            assert (turn["type"] == "rec") == turn["answer"].startswith("["), turn
+            assert (turn["type"] == "reg") == (text.REG_PROMPT in turn["question"]), turn
+            assert turn["type"] not in ("existence", "relation") or turn["answer"] in ("yes", "no"), turn
+            assert turn["type"] != "kind" or turn["answer"] in world.KINDS, turn
+            assert turn["type"] != "colour" or turn["answer"] in world.COLOURS, turn
+            assert turn["type"] != "count" or turn["answer"].isdigit(), turn
+    assert {turn["type"] for entry in typed for turn in entry["turns"]} >= {*text.QUESTION_TYPES, "rec", "reg"}

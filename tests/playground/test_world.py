@@ -22,7 +22,7 @@ def test_a_scene_follows_from_its_index_whatever_was_drawn_before():
     assert all(same(a, b) for a, b in zip(forwards, backwards, strict=True))
 
 
-@pytest.mark.parametrize("other", [(2, "train", 3), (1, "val", 3), (1, "train", 4)])
+@pytest.mark.parametrize("other", [(2, "train", 3), (1, "val", 3), (1, "test", 3), (1, "train", 4)])
 def test_seed_split_and_index_all_matter(other):
     one, two = world.scene(1, "train", 3), world.scene(*other)
     assert [thing.label for thing in one.things] != [thing.label for thing in two.things], "not the glyphs alone"
@@ -31,20 +31,22 @@ def test_seed_split_and_index_all_matter(other):
 def test_splits_share_no_glyph():
     splits = {split: world.glyphs(split) for split in world.SPLITS}
     for word in world.DIGITS:
-        train, val = ({glyph.tobytes() for glyph in splits[split][word]} for split in ("train", "val"))
-        assert train and val and not train & val, word
+        train, val, test = ({glyph.tobytes() for glyph in found[word]} for found in splits.values())
+        assert train and val and test and not (train & val or train & test or val & test), word
     counts = {split: sum(len(glyphs) for glyphs in found.values()) for split, found in splits.items()}
-    assert counts["train"] + counts["val"] == 1797, "every handwritten digit of scikit-learn is used"
-    assert counts["val"] == 359
+    assert counts == {"train": 1438, "val": 180, "test": 179}, "every handwritten digit of scikit-learn is used once"
+    least = min(len(found[word]) for found in splits.values() for word in world.DIGITS)
+    assert least >= 10, "and every digit of a split is written in several ways"
 
 
-def test_a_split_draws_only_its_own_glyphs(monkeypatch):
+@pytest.mark.parametrize("split", world.SPLITS)
+def test_a_split_draws_only_its_own_glyphs(monkeypatch, split):
     asked = []
     original = world.glyphs
     monkeypatch.setattr(world, "glyphs", lambda split: asked.append(split) or original(split))
     for index in range(10):
-        world.scene(0, "val", index)
-    assert set(asked) == {"val"}
+        world.scene(0, split, index)
+    assert set(asked) == {split}
 
 
 @pytest.fixture(scope="module")
@@ -167,4 +169,4 @@ def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="circle, square"):
         world.shape("hexagon")
     with pytest.raises(KeyError):
-        world.scene(0, "test", 0)
+        world.scene(0, "dev", 0)
