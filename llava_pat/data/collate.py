@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llava_pat.types import IGNORE_INDEX, IMAGE_TOKEN_INDEX, DataError, PatchRegions
+from llava_pat.data.patch_words import WordTokens
+from llava_pat.types import IGNORE_INDEX, IMAGE_TOKEN_INDEX, DataError, PatchRegions, PatchWords
 
 
 def expand_images(
@@ -44,12 +45,16 @@ class Collator:
     (I may be 0), image_sequence int64 [I] (which of the B), sample_index int64 [B] (place in the data set).
     When the data set has regions, also region_coverage float32 [R, N], region_image int64 [R] (which of the I),
     region_label_ids int64 [R, L] (padded with 0) and region_label_mask bool [R, L]; R may be 0, L is at least 1.
+    When the data set has patch words, also what WordTokens.batch gives; `word_tokens` are those of their list.
     """
 
-    def __init__(self, num_patches: int, pad_token_id: int, model_max_length: int) -> None:
+    def __init__(
+        self, num_patches: int, pad_token_id: int, model_max_length: int, word_tokens: WordTokens | None = None
+    ) -> None:
         self.num_patches = num_patches
         self.pad_token_id = pad_token_id
         self.model_max_length = model_max_length
+        self.word_tokens = word_tokens
         self.truncated = 0
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
@@ -82,6 +87,8 @@ class Collator:
         }
         if any(sample["regions"] is not None for sample in samples):
             batch |= self._regions(samples)
+        if any(sample["patch_words"] is not None for sample in samples):
+            batch |= self._patch_words(samples)
         return batch
 
     def _no_pixels(self, samples: Sequence[Mapping[str, Any]]) -> Tensor:
@@ -120,6 +127,20 @@ class Collator:
             "region_label_mask": label_mask,
         }
 
+    def _patch_words(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        images = [entry for sample in samples for entry in sample["patch_words"]]
+        for words, _ in images:
+            if len(words) != self.num_patches:
+                raise DataError(
+                    f"the labels are of {len(words)} patches but the vision tower has {self.num_patches}; label the "
+                    "images for this tower"
+                )
+        if not images:
+            return self.word_tokens.batch(
+                torch.zeros(0, self.num_patches, 1, dtype=torch.int64), torch.zeros(0, self.num_patches, 1)
+            )
+        return self.word_tokens.batch(*(torch.stack(tensors) for tensors in zip(*images, strict=True)))
+
 
 def patch_regions(batch: Mapping[str, Tensor]) -> PatchRegions | None:
     """The batch's regions as the objectives take them; None when the data set has no regions file."""
@@ -130,4 +151,16 @@ def patch_regions(batch: Mapping[str, Tensor]) -> PatchRegions | None:
         image=batch["region_image"],
         label_ids=batch["region_label_ids"],
         label_mask=batch["region_label_mask"],
+    )
+
+
+def patch_words(batch: Mapping[str, Tensor]) -> PatchWords | None:
+    """The batch's candidate words as the objectives take them; None when the run has no labels of patches."""
+    if "patch_words" not in batch:
+        return None
+    return PatchWords(
+        words=batch["patch_words"],
+        scores=batch["patch_word_scores"],
+        word_ids=batch["patch_word_ids"],
+        word_mask=batch["patch_word_mask"],
     )

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from llava_pat.data.check import CheckReport, check_dataset, compare_sizes
 from llava_pat.data.geometry import Geometry
 from llava_pat.data.images import open_image, unreadable
+from llava_pat.data.patch_words import PatchWordsFolder
 from llava_pat.data.records import OnBad, Records, resolve_image
 from llava_pat.data.regions import build_patch_regions
 from llava_pat.data.templates import Template
@@ -38,6 +39,8 @@ class LlavaDataset(Dataset):
         pixel_values  [float32 [3, 336, 336]]           one per image; [] for a text-only record
         regions       [(coverage [R, 576], R lists of label ids)]   one per image, None in the place of an image
                       without annotations; None altogether when the data set has no regions file
+        patch_words   [(words int64 [576, n], scores float32 [576, n])]   one per image: ids of the label folder's word
+                      list, -1 where there is no candidate; None altogether when the data set has no label folder
         id, index     "004539375", its place in the data set;     image_size   336, so that an empty batch has a shape
 
     Raises DataError, naming the record and the path, for an image that is missing or broken.
@@ -53,6 +56,7 @@ class LlavaDataset(Dataset):
         patch_size: int,
         regions: Mapping[str, ImageRegions] | None = None,
         model_max_length: int = 2048,
+        patch_words: PatchWordsFolder | None = None,
     ) -> None:
         self.records = records
         self.image_folder = Path(image_folder)
@@ -62,6 +66,7 @@ class LlavaDataset(Dataset):
         self.patch_size = patch_size
         self.regions = regions
         self.model_max_length = model_max_length
+        self.patch_words = patch_words
 
     def __len__(self) -> int:
         return len(self.records)
@@ -77,6 +82,9 @@ class LlavaDataset(Dataset):
             "regions": None
             if self.regions is None
             else [self._regions(record, name, size) for name, (_, size) in zip(record.images, images, strict=True)],
+            "patch_words": None
+            if self.patch_words is None
+            else [self.patch_words.row(name, record.where) for name in record.images],
             "id": record.id,
             "index": index,
             "image_size": self.geometry.size,

@@ -11,6 +11,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -104,6 +105,20 @@ def read_yaml(path: Path) -> list[Setting]:
             values = (str(value),)
         settings.append(Setting(str(name), values, str(path)))
     return settings
+
+
+def read_mapping(name: str, value: dict[str, Any] | str | None) -> dict[str, Any]:
+    """A flag whose value is a mapping, from YAML or as JSON on the command line; {} for None."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{name} {value!r} is not JSON: {error}") from None
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{name} must be a mapping of keywords, not {value!r}")
+    return value
 
 
 @dataclass

@@ -3,18 +3,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llava_pat.data.collate import Collator, expand_images, patch_regions
+from llava_pat.data.collate import Collator, expand_images, patch_regions, patch_words
+from llava_pat.data.patch_words import WordTokens
 from llava_pat.types import IGNORE_INDEX, IMAGE_TOKEN_INDEX, DataError
 
 X, IMG = IGNORE_INDEX, IMAGE_TOKEN_INDEX
 
 
-def sample(index, ids, labels, images=0, regions=None):
+def sample(index, ids, labels, images=0, regions=None, words=None):
     return {
         "input_ids": ids,
         "labels": labels,
         "pixel_values": [torch.full((3, 4, 4), float(index * 10 + k)) for k in range(images)],
         "regions": regions,
+        "patch_words": words,
         "id": f"id-{index}",
         "index": index,
         "image_size": 4,
@@ -94,3 +96,45 @@ def test_an_image_is_never_cut(limit):
     with pytest.raises(DataError, match=rf"record 4 \(id 'id-4'\).*positions 1 to 3.*model_max_length is {limit};"):
         Collator(3, 0, limit)([sample(4, [1, IMG, 8], [X, X, 8], 1)])
     assert expand_images([1, IMG, 8], [X, X, 8], 3, 4, "here") == ([1, IMG, IMG, IMG], [X] * 4, True)
+
+
+TOKENS = WordTokens(ids=((10,), (11, 12), (), (13,)), dropped=("snowman",))
+
+
+def test_patch_words_by_hand():
+    """Two patches, n = 3; the third word of the list has no tokens. A text-only sample stands in between."""
+    first = torch.tensor([[3, 2, 0], [2, -1, -1]]), torch.tensor([[0.5, 0.25, 0.125], [0.5, 0.0, 0.0]])
+    second = torch.tensor([[-1, -1, -1], [1, 3, -1]]), torch.tensor([[0.0, 0.0, 0.0], [0.75, 0.5, 0.0]])
+    batch = Collator(2, 0, 99, TOKENS)(
+        [
+            sample(0, [IMG, 3], [X, 3], 1, words=[first]),
+            sample(1, [3], [3], 0, words=[]),
+            sample(2, [IMG, 3], [X, 3], 1, words=[second]),
+        ]
+    )
+    words = patch_words(batch)
+    assert words.word_ids.tolist() == [[10, 0], [11, 12], [13, 0]]
+    assert words.word_mask.tolist() == [[True, False], [True, True], [True, False]]
+    assert words.words.tolist() == [[[2, 0, -1], [-1, -1, -1]], [[-1, -1, -1], [1, 2, -1]]]
+    assert words.scores.tolist() == [[[0.5, 0.125, 0.0], [0.0] * 3], [[0.0] * 3, [0.75, 0.5, 0.0]]]
+    assert [tensor.dtype for tensor in vars(words).values()] == [torch.int64, torch.float32, torch.int64, torch.bool]
+
+
+def test_patch_words_of_a_batch_without_images_or_candidates():
+    batch = Collator(2, 0, 99, TOKENS)([sample(1, [3], [3], 0, words=[])])
+    assert patch_words(batch).words.shape == (0, 2, 1) and patch_words(batch).word_ids.shape == (0, 1)
+    nothing = torch.full((2, 3), -1), torch.zeros(2, 3)
+    words = patch_words(Collator(2, 0, 99, TOKENS)([sample(0, [IMG, 3], [X, 3], 1, words=[nothing])]))
+    assert words.words.shape == (1, 2, 3) and bool((words.words == -1).all()) and not bool(words.scores.any())
+    assert words.word_ids.shape == words.word_mask.shape == (0, 1)
+
+
+def test_no_patch_words_without_a_label_folder():
+    batch = Collator(2, 0, 99)([sample(0, [IMG, 3], [X, 3], 1)])
+    assert patch_words(batch) is None and not any(key.startswith("patch_word") for key in batch)
+
+
+def test_patch_words_of_another_grid():
+    three = torch.zeros(3, 1, dtype=torch.int64), torch.ones(3, 1)
+    with pytest.raises(DataError, match="labels are of 3 patches but the vision tower has 2"):
+        Collator(2, 0, 99, TOKENS)([sample(0, [IMG, 3], [X, 3], 1, words=[three])])
