@@ -9,8 +9,9 @@ The definition is this project's; the one behind the figures of arXiv 2505.17316
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from llava_pat.analysis.vectors import unit_rows, working_dtype
 
 
 @torch.no_grad()
@@ -24,14 +25,32 @@ def von_neumann_entropy(x: Tensor, centred: bool = False) -> Tensor:
     Returns:
         [...] nats, between 0 and ln min(N, D) (centred: ln min(N - 1, D)); 0 when the rows have no spread at all.
     """
+    return spectrum_entropy(von_neumann_spectrum(x, centred))
+
+
+@torch.no_grad()
+def von_neumann_spectrum(x: Tensor, centred: bool = False) -> Tensor:
+    """Eigenvalues of the density matrix whose entropy `von_neumann_entropy` gives.
+
+    Args:
+        x, centred: as there.
+
+    Returns:
+        [..., min(N, D)] shares >= 0, falling, of sum 1; all 0 when the rows have no spread at all.
+    """
     _check(x)
     with torch.autocast(device_type=x.device.type, enabled=False):
-        rows = _unit_rows(x, torch.float64 if x.dtype == torch.float64 else torch.float32)
+        rows = unit_rows(x, working_dtype(x))
         if centred:
             rows = rows - rows.mean(-2, keepdim=True)
         # the two Gram matrices share their non-zero eigenvalues: take the smaller one
         gram = rows @ rows.mT if x.shape[-2] <= x.shape[-1] else rows.mT @ rows
-        return _entropy(gram, noise=x.shape[-2] * (64 * torch.finfo(gram.dtype).eps) ** 2)
+        return _shares(gram, noise=x.shape[-2] * (64 * torch.finfo(gram.dtype).eps) ** 2)
+
+
+def spectrum_entropy(shares: Tensor) -> Tensor:
+    """-sum l ln l over the last axis: [..., K] eigenvalue shares -> [...] nats."""
+    return torch.special.entr(shares).sum(-1).clamp_min(0.0)
 
 
 class PooledEntropy:
@@ -56,18 +75,27 @@ class PooledEntropy:
         _check(flat)
         with torch.autocast(device_type=self.second.device.type, enabled=False):
             # fp64 throughout: the mean is subtracted only at the end, from sums over very many rows
-            rows = _unit_rows(flat.to(self.second.device), torch.float64)
+            rows = unit_rows(flat.to(self.second.device), torch.float64)
             self.rows += len(rows)
             self.second += rows.mT @ rows
             self.first += rows.sum(0)
 
     def result(self, centred: bool = False) -> float:
         """Entropy in nats of all vectors so far; ValueError when there were none."""
+        return float(spectrum_entropy(self.spectrum(centred)))
+
+    @torch.no_grad()
+    def spectrum(self, centred: bool = False) -> Tensor:
+        """Eigenvalue shares of all vectors so far: [D] fp64, falling, of sum 1 (all 0 without any spread).
+
+        The slow part at D = 4096: where both are wanted, take `spectrum_entropy` of it and not `result` beside it.
+        ValueError when there were no vectors.
+        """
         if not self.rows:
             raise ValueError("entropy of no vectors: nothing was added")
         gram = self.second - torch.outer(self.first, self.first) / self.rows if centred else self.second
         # a sum of N terms is off by up to N times the rounding of one, and so is each entry of the Gram matrix
-        return float(_entropy(gram, noise=self.rows * max(64, self.rows) * torch.finfo(gram.dtype).eps))
+        return _shares(gram, noise=self.rows * max(64, self.rows) * torch.finfo(gram.dtype).eps)
 
 
 def _check(x: Tensor) -> None:
@@ -77,13 +105,8 @@ def _check(x: Tensor) -> None:
         raise ValueError(f"entropy of a tensor {tuple(x.shape)} with NaN or infinite values is not defined")
 
 
-def _unit_rows(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return F.normalize(x.to(dtype), dim=-1, eps=torch.finfo(dtype).tiny)
-
-
-def _entropy(gram: Tensor, noise: float) -> Tensor:
-    """-sum l ln l of gram / tr(gram); a trace up to `noise` is rounding, not spread."""
-    values = torch.linalg.eigvalsh(gram).clamp_min(0.0)  # rounding leaves tiny negative ones
+def _shares(gram: Tensor, noise: float) -> Tensor:
+    """Eigenvalues of gram / tr(gram), falling; a trace up to `noise` is rounding, not spread."""
+    values = torch.linalg.eigvalsh(gram).flip(-1).clamp_min(0.0)  # rounding leaves tiny negative ones
     trace = values.sum(-1, keepdim=True)
-    share = torch.where(trace <= noise, 0.0, values / trace.clamp_min(torch.finfo(gram.dtype).tiny))
-    return torch.special.entr(share).sum(-1).clamp_min(0.0)
+    return torch.where(trace <= noise, 0.0, values / trace.clamp_min(torch.finfo(gram.dtype).tiny))

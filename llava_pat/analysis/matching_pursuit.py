@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llava_pat.analysis.tiles import best_words, check_vectors, row_slices, unit_rows, working_dtype
+from llava_pat.analysis.tiles import best_words, row_slices
+from llava_pat.analysis.vectors import check_vectors, unit_rows, working_dtype
 
 NO_GAIN = 1e-6
 """An inner product of this share of the patch's length is fp32 rounding: no word helps any more."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llava_pat.analysis.tiles import best_words, check_vectors, unit_rows, working_dtype
+from llava_pat.analysis.tiles import best_words
+from llava_pat.analysis.vectors import check_vectors, unit_rows, working_dtype
 
 
 @torch.no_grad()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from llava_pat.analysis.entropy import PooledEntropy, von_neumann_entropy
+from llava_pat.analysis.entropy import PooledEntropy, spectrum_entropy, von_neumann_entropy, von_neumann_spectrum
 
 
 def two_point(a: float) -> float:
@@ -110,3 +111,41 @@ def test_streamed_errors():
         PooledEntropy(4).result()
     with pytest.raises(ValueError, match="width 3, the accumulator was made for 4"):
         PooledEntropy(4).update(torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("shape", [(5, 9), (12, 4)])
+def test_spectrum_equals_numpys_singular_values(shape, centred):
+    x = np.random.default_rng(0).normal(size=(3, *shape)) + 1
+    rows = x / np.linalg.norm(x, axis=-1, keepdims=True)
+    rows = rows - rows.mean(-2, keepdims=True) if centred else rows
+    squares = np.linalg.svd(rows, compute_uv=False) ** 2
+    expected = squares / squares.sum(-1, keepdims=True)
+    shares = von_neumann_spectrum(torch.tensor(x), centred)
+    assert shares.shape == (3, min(shape)) and np.allclose(shares, expected, atol=1e-12)
+    kept = np.where(expected > 1e-14, expected, 1.0)
+    assert np.allclose(von_neumann_entropy(torch.tensor(x), centred), -(kept * np.log(kept)).sum(-1), atol=1e-10)
+    pooled = PooledEntropy(shape[1])
+    pooled.update(torch.tensor(x[0]))
+    streamed = pooled.spectrum(centred).numpy()
+    assert streamed.shape == (shape[1],) and np.allclose(streamed[: min(shape)], expected[0], atol=1e-12)
+    assert np.allclose(streamed[min(shape) :], 0, atol=1e-12)
+    assert float(spectrum_entropy(pooled.spectrum(centred))) == pooled.result(centred)
+
+
+def test_spectrum_by_hand_and_without_spread():
+    shares = von_neumann_spectrum(torch.tensor([[3.0, 0, 0], [-2, 0, 0], [0, 5, 0], [1, 0, 0]]))
+    assert torch.allclose(shares, torch.tensor([0.75, 0.25, 0.0]), atol=1e-6)
+    assert von_neumann_spectrum(torch.ones(2, 3), centred=True).tolist() == [0.0, 0.0]
+    assert spectrum_entropy(torch.zeros(2, 3)).tolist() == [0.0, 0.0]
+    assert spectrum_entropy(torch.full((4,), 0.25)).item() == pytest.approx(math.log(4))
+
+
+def test_fp32_stands_close_to_fp64_where_one_direction_dominates():
+    # as CLIP's patches do: a common direction a hundred times the rest
+    torch.manual_seed(0)
+    x = torch.randn(96, 128) + 100 * torch.randn(128)
+    for centred in (False, True):
+        exact = von_neumann_entropy(x.double(), centred).item()
+        assert von_neumann_entropy(x, centred).item() == pytest.approx(exact, abs=2e-3)
+    assert von_neumann_entropy(x).item() < 0.1 < 4 < von_neumann_entropy(x, centred=True).item()
