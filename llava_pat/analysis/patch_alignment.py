@@ -1,4 +1,4 @@
-"""Do projected patches lie where their labels' words lie? Cosine and hit rates, streamed over images.
+"""Do projected patches lie where their labels' words lie? Cosine, hit rates and ranks, streamed over images.
 
 The vocabulary's word vectors are means of the language model's input embeddings over each entry's tokens.
 Definitions are this project's (arXiv 2505.17316 measures patch alignment; its formula was not at hand).
@@ -7,46 +7,45 @@ V entries of the vocabulary, N' labelled patches; other letters: see llava_pat/t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from llava_pat.analysis.tiles import row_slices
+from llava_pat.analysis.vectors import unit_rows
 
-@dataclass(frozen=True)
-class LabelHits:
-    """Sums over labelled patches; divide by `patches` for the means."""
-
-    patches: int
-    patch_cosine: float  # cosine to the nearest right entry
-    hit_at_1: float  # patches whose nearest entry is right
-    hit_at_5: float  # patches with a right entry among the five nearest
+TIE = 1e-6
+"""Cosines this close are equal: it is the rounding of fp32, and two equal words can differ by it."""
 
 
-def label_hits(patch_embeds: Tensor, word_vectors: Tensor, targets: Tensor) -> LabelHits:
-    """Compare labelled patches with all entries of the vocabulary.
+@torch.no_grad()
+def label_ranks(patch_embeds: Tensor, word_vectors: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the nearest right entry of each labelled patch stands in the vocabulary.
 
-    A hit at k: fewer than k wrong entries are as near as the nearest right one. A tie counts as a miss, so that
-    vectors that have all collapsed to one point score 0 and not 1.
+    Its rank is 1 + the number of wrong entries that are as near or nearer. A tie counts as a miss, so that vectors
+    that have all collapsed to one point score 0 and not 1. A hit at k is a rank of at most k.
 
     Args:
         patch_embeds: [N', D] labelled patches only; N' may be 0.
         word_vectors: [V, D].
         targets: [N', V] bool, the right entries of each patch, at least one per row.
 
+    Returns:
+        fp32 cosine to the nearest right entry [N'], int64 rank from 1 [N'].
+
     Raises:
         ValueError: shapes that do not fit, a patch without a right entry, NaN or infinite vectors.
     """
-    cosine = _cosines(patch_embeds, word_vectors, targets)
-    best, wrong_as_near = _rank(cosine, targets)
-    return LabelHits(
-        patches=len(targets),
-        patch_cosine=float(best.double().sum()),
-        hit_at_1=float((wrong_as_near < 1).sum()),
-        hit_at_5=float((wrong_as_near < 5).sum()),
-    )
+    _check(patch_embeds, word_vectors, targets)
+    units = unit_rows(word_vectors, torch.float32)
+    best = torch.full((len(targets),), -2.0, device=targets.device)  # -2 is below any cosine
+    rank = torch.full((len(targets),), len(word_vectors) + 1, dtype=torch.int64, device=targets.device)
+    for rows, cosine in _cosines(patch_embeds, units):
+        row, _, value, place = _pair_ranks(cosine, targets[rows])
+        best[rows].scatter_reduce_(0, row, value, "amax")  # a slice is a view
+        rank[rows].scatter_reduce_(0, row, place, "amin")
+    return best, rank
 
 
 def labelled_patches(
@@ -62,7 +61,7 @@ def labelled_patches(
 
     Returns:
         image numbers [N'], patch numbers [N'], targets [N', V] bool, so that
-        `label_hits(patch_embeds[images, patches], word_vectors, targets)` fits. A patch under several regions has the
+        `label_ranks(patch_embeds[images, patches], word_vectors, targets)` fits. A patch under several regions has the
         entries of all of them.
     """
     covered = (coverage > 0) & (coverage >= min_coverage) & region_targets.any(-1, keepdim=True)
@@ -76,6 +75,8 @@ def labelled_patches(
 class PatchAlignment:
     """Streaming means over images: add a batch at a time, read the result at the end.
 
+    Holds one fp32 copy of the words; a [N', V] matrix exists only a tile at a time.
+
     Args:
         word_vectors: [V, D], one per entry of the vocabulary.
         facets: name -> column numbers of its entries (Vocabulary.facets). For a patch that carries exactly one entry
@@ -83,44 +84,76 @@ class PatchAlignment:
     """
 
     def __init__(self, word_vectors: Tensor, facets: Mapping[str, Sequence[int]] | None = None) -> None:
-        self.word_vectors = word_vectors.detach()
+        self.units = unit_rows(word_vectors.detach(), torch.float32)
         self.facets = {name: list(columns) for name, columns in (facets or {}).items()}
-        self.sums = torch.zeros(4 + 2 * len(self.facets), dtype=torch.float64)
-        """Plain sums, on the CPU: over several processes, all-reduce them in place and read `result` after."""
+        words = len(word_vectors)
+        # patches and cosine; patches and hits of each facet; patches of each rank; five sums of each label
+        self._sizes = [2, 2 * len(self.facets), words, 5 * words]
+        self.sums = torch.zeros(sum(self._sizes), dtype=torch.float64)
+        """Plain sums, on the CPU, the number of patches first: over several processes, all-reduce them in place and
+        read `result` after."""
 
     @torch.no_grad()
     def update(self, patch_embeds: Tensor, targets: Tensor) -> None:
-        """Add labelled patches [N', D] with their right entries [N', V] bool; errors as in `label_hits`."""
-        cosine = _cosines(patch_embeds, self.word_vectors, targets)
-        best, wrong_as_near = _rank(cosine, targets)
-        sums = [float(len(targets)), float(best.double().sum())]
-        sums += [float((wrong_as_near < k).sum()) for k in (1, 5)]
-        for columns in self.facets.values():
-            one = targets[:, columns].sum(-1) == 1
-            _, wrong = _rank(cosine[one][:, columns], targets[one][:, columns])
-            sums += [float(one.sum()), float((wrong < 1).sum())]
-        self.sums += torch.tensor(sums, dtype=torch.float64)
+        """Add labelled patches [N', D] with their right entries [N', V] bool; errors as in `label_ranks`."""
+        _check(patch_embeds, self.units, targets)
+        words = len(self.units)
+        for rows, cosine in _cosines(patch_embeds, self.units):
+            right = targets[rows]
+            row, column, value, place = _pair_ranks(cosine, right)
+            best = torch.full((len(right),), -2.0, device=value.device).scatter_reduce_(0, row, value, "amax")
+            rank = torch.full_like(best, words, dtype=torch.int64).scatter_reduce_(0, row, place, "amin")
+            facets = []
+            for columns in self.facets.values():
+                one = right[:, columns].sum(-1) == 1
+                _, _, _, among = _pair_ranks(cosine[one][:, columns], right[one][:, columns])
+                facets += [one.sum(), (among <= 1).sum()]
+            of_pairs = torch.stack([torch.ones_like(value), value, 1 / place, place <= 1, place <= 5]).double()
+            labels = of_pairs.new_zeros(5, words).index_add_(1, column, of_pairs)
+            parts = [
+                torch.stack([best.new_tensor(len(right), dtype=torch.float64), best.double().sum()]),
+                torch.stack(facets).double() if facets else best.new_zeros(0, dtype=torch.float64),
+                torch.bincount(rank - 1, minlength=words).double(),
+                labels.flatten(),
+            ]
+            self.sums += torch.cat(parts).cpu()
 
     def result(self) -> dict[str, float]:
-        """patches, patch_cosine, hit_at_1, hit_at_5; per facet hit_<facet> and patches_<facet>.
+        """patches, patch_cosine, hit_at_1, hit_at_5, hit_at_10, mean_reciprocal_rank, mean_rank, median_rank; per
+        facet hit_<facet> and patches_<facet>.
 
-        A facet without a single patch has `patches_<facet>` 0 and no hit rate. ValueError when no patch was added.
+        Hits and ranks are of each patch's nearest right entry, as in `label_ranks`. The median of an even number of
+        ranks is the mean of the middle two. A facet without a single patch has `patches_<facet>` 0 and no hit rate.
+        ValueError when no patch was added.
         """
-        patches, *means = self.sums[:4].tolist()
+        totals, facets, ranks, _ = self.sums.split(self._sizes)
+        patches, cosine = totals.tolist()
         if not patches:
             raise ValueError("patch alignment of no patches: no region's label has a word of the vocabulary")
-        names = ("patch_cosine", "hit_at_1", "hit_at_5")
-        result = {"patches": patches, **{name: value / patches for name, value in zip(names, means, strict=True)}}
-        for number, facet in enumerate(self.facets):
-            seen, hits = self.sums[4 + 2 * number : 6 + 2 * number].tolist()
+        places = torch.arange(1, len(ranks) + 1, dtype=torch.float64)
+        result = {"patches": patches, "patch_cosine": cosine / patches}
+        result |= {f"hit_at_{k}": float(ranks[:k].sum()) / patches for k in (1, 5, 10)}
+        result["mean_reciprocal_rank"] = float((ranks / places).sum()) / patches
+        result["mean_rank"] = float((ranks * places).sum()) / patches
+        result["median_rank"] = _median(ranks)
+        for facet, (seen, hits) in zip(self.facets, facets.view(-1, 2).tolist(), strict=True):
             result[f"patches_{facet}"] = seen
             if seen:
                 result[f"hit_{facet}"] = hits / seen
         return result
 
+    def labels(self) -> dict[str, Tensor]:
+        """The table of labels: columns of fp64 [V].
 
-def _cosines(patch_embeds: Tensor, word_vectors: Tensor, targets: Tensor) -> Tensor:
-    """fp32 [N', V], after the checks."""
+        patches: how many carry the entry. patch_cosine, mean_reciprocal_rank, hit_at_1, hit_at_5: means over these,
+        of the entry's own cosine and rank; NaN without any. A patch's other right entries do not count against it.
+        """
+        patches, *sums = self.sums.split(self._sizes)[3].view(5, -1)
+        names = ("patch_cosine", "mean_reciprocal_rank", "hit_at_1", "hit_at_5")
+        return {"patches": patches.clone(), **{name: s / patches for name, s in zip(names, sums, strict=True)}}
+
+
+def _check(patch_embeds: Tensor, word_vectors: Tensor, targets: Tensor) -> None:
     expected = (len(patch_embeds), len(word_vectors))
     if tuple(targets.shape) != expected or patch_embeds.shape[-1] != word_vectors.shape[-1]:
         raise ValueError(
@@ -130,14 +163,31 @@ def _cosines(patch_embeds: Tensor, word_vectors: Tensor, targets: Tensor) -> Ten
     empty = int((~targets.any(-1)).sum()) if len(targets) else 0
     if empty:
         raise ValueError(f"{empty} of {len(targets)} patches have no right entry; give labelled patches only")
-    with torch.no_grad(), torch.autocast(device_type=patch_embeds.device.type, enabled=False):
-        cosine = F.normalize(patch_embeds.float(), dim=-1) @ F.normalize(word_vectors.float(), dim=-1).T
-    if not bool(torch.isfinite(cosine).all()):
+    if not bool(torch.isfinite(patch_embeds).all()) or not bool(torch.isfinite(word_vectors).all()):
         raise ValueError("patches or words hold NaN or infinite values")
-    return cosine
 
 
-def _rank(cosine: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine of the nearest right entry [N'], and how many wrong entries are at least as near [N']."""
-    best = cosine.masked_fill(~targets, -2.0).amax(-1)  # -2 is below any cosine
-    return best, ((cosine >= best.unsqueeze(-1)) & ~targets).sum(-1)
+def _cosines(patch_embeds: Tensor, units: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Slices of patches, and their fp32 cosines [n, V] to all words."""
+    for rows in row_slices(len(patch_embeds), max(units.shape)):
+        with torch.autocast(device_type=patch_embeds.device.type, enabled=False):
+            yield rows, unit_rows(patch_embeds[rows], torch.float32) @ units.T
+
+
+def _pair_ranks(cosine: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """For each right entry of each patch: row, column, its cosine, and 1 + how many wrong entries are as near."""
+    row, column = targets.nonzero(as_tuple=True)
+    value = cosine[row, column]
+    wrong = cosine.masked_fill(targets, float("-inf"))
+    place = torch.ones_like(row)
+    for part in row_slices(len(row), cosine.shape[1]):
+        place[part] += (wrong[row[part]] >= value[part].unsqueeze(-1) - TIE).sum(-1)
+    return row, column, value, place
+
+
+def _median(counts: Tensor) -> float:
+    """Median of whole numbers from 1, given how often each occurs."""
+    total = int(counts.sum())
+    below = counts.cumsum(0)
+    low, high = (int((below < place).sum()) + 1 for place in ((total + 1) // 2, total // 2 + 1))
+    return (low + high) / 2
