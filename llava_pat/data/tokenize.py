@@ -81,13 +81,16 @@ def encode(turns: Sequence[Turn], template: Template, tokenizer: PreTrainedToken
     return _encode_spans(template.render(place_images(turns)), template, tokenizer, llava_tail=True)
 
 
-def encode_prompt(question: str, template: Template, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def encode_prompt(
+    question: str, template: Template, tokenizer: PreTrainedTokenizerBase, history: Sequence[Turn] = ()
+) -> list[int]:
     """Ids of a question and the open turn of its answer, one IMAGE_TOKEN_INDEX per `<image>`.
 
-    The question stays as it is. `encode` puts its image in front and strips the rest, as LLaVA's training does; LLaVA's
-    evaluation does not strip. Errors as in `encode`.
+    history: the turns before it, the first a human's. All texts stay as they are. `encode` puts the image in front and
+    strips the rest, as LLaVA's training does; LLaVA's evaluation does not strip. Errors as in `encode`.
     """
-    return _encode_spans(template.render([Turn("human", question)]), template, tokenizer, llava_tail=False).input_ids
+    turns = [*history, Turn("human", question)]
+    return _encode_spans(template.render(turns), template, tokenizer, llava_tail=False).input_ids
 
 
 def encode_words(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

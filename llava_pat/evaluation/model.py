@@ -38,7 +38,7 @@ from llava_pat.evaluation.questions import Question
 from llava_pat.models.from_folder import LoadedModel, load_model
 from llava_pat.models.generate import GREEDY, Decoding, generate
 from llava_pat.models.llava_names import model_name, named_conversation
-from llava_pat.types import IMAGE_TOKEN, IMAGE_TOKEN_INDEX, DataError
+from llava_pat.types import IMAGE_TOKEN, IMAGE_TOKEN_INDEX, DataError, Turn
 
 logger = logging.getLogger(__name__)
 
@@ -180,16 +180,18 @@ class Answerer:
 
     def _prompt(self, question: Question) -> list[int]:
         """Ids, with one IMAGE_TOKEN_INDEX an image."""
-        text, count = question.text, len(question.images)
-        marks = text.count(IMAGE_TOKEN)
+        said = [*(turn.value for turn in question.history), question.text]
+        count = len(question.images)
+        marks = sum(text.count(IMAGE_TOKEN) for text in said)
         if not marks:
-            text = f"{IMAGE_TOKEN}\n" * count + text
+            said[0] = f"{IMAGE_TOKEN}\n" * count + said[0]
         elif marks != count:
             raise DataError(
                 f"{question.where}: question {question.id!r} has {count} images and {marks} {IMAGE_TOKEN} in its text; "
                 "leave the marks out, or one an image"
             )
-        ids = encode_prompt(text, self.template, self.tokenizer)
+        history = [Turn(turn.role, text) for turn, text in zip(question.history, said, strict=False)]
+        ids = encode_prompt(said[-1], self.template, self.tokenizer, history)
         length = len(ids) + count * (self.model.num_patches - 1)
         context = self.model.llm.config.to_dict().get("max_position_embeddings")
         if context is not None and length >= context:

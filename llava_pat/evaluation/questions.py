@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llava_pat.types import IMAGE_TOKEN, DataError
+from llava_pat.types import IMAGE_TOKEN, DataError, Turn
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked once. `text` without <image> gets its images in front, one a line; with it, they stand there."""
+    """What is asked once. Without <image> in its texts the images come in front, one a line; else they stand there."""
 
     id: str | int
     images: tuple[Path | bytes, ...]  # files, or the bytes of one
@@ -55,6 +55,7 @@ class Question:
     prompt: str | None = None  # what the answer line calls "prompt", where that is not `text`
     line: Mapping[str, Any] = field(default_factory=dict)  # further fields of the answer line: round_id, options
     where: str = ""  # "FILE:LINE", for errors
+    history: tuple[Turn, ...] = ()  # what was said before, beginning with a question; its images are `images` too
 
     @property
     def written_prompt(self) -> str:
@@ -205,6 +206,7 @@ def questions_hash(questions: Sequence[Question]) -> str:
     for question in questions:
         images = [i.name if isinstance(i, Path) else hashlib.sha256(i).hexdigest() for i in question.images]
         asked = [question.id, question.text, question.prompt, images, question.line.get("round_id")]
+        asked += [[turn.role, turn.value] for turn in question.history]
         digest.update(json.dumps(asked, ensure_ascii=False).encode() + b"\n")
     return digest.hexdigest()
 

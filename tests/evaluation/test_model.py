@@ -13,14 +13,15 @@ from PIL import Image
 
 from llava_pat.convert.command import main as convert
 from llava_pat.data.templates import get_template
+from llava_pat.data.tokenize import encode
 from llava_pat.evaluation.model import Answerer, choose_template
-from llava_pat.evaluation.questions import Question
+from llava_pat.evaluation.questions import Question, questions_hash
 from llava_pat.models.adapters import add_lora, save_lora
 from llava_pat.models.from_folder import LoadedModel, load_model
 from llava_pat.models.generate import Decoding
 from llava_pat.models.loading import load_image_processor
 from llava_pat.models.vlm import VisionLanguageModel
-from llava_pat.types import DataError
+from llava_pat.types import DataError, Turn
 from tests.evaluation.conftest import CHECKPOINT, WRITTEN, asked
 
 PLAYGROUND = Path(__file__).parents[2] / "playground" / "models"
@@ -101,6 +102,25 @@ def test_marks_in_the_text_say_where_the_images_stand(answerer):
     assert answerer._prompt(Question(1, paths, "<image>\n<image>\nwhat")) == front != inside
     with pytest.raises(DataError, match="x:9: question 1 has 2 images and 1 <image> in its text"):
         answerer._prompt(Question(1, paths, "<image> what", where="x:9"))
+
+
+def test_a_prompt_with_history_is_the_one_that_training_saw(answerer):
+    """Ids of a whole conversation, as training encodes it, begin with those of each of its prompts."""
+    image = (WRITTEN / "images" / "1.png",)
+    turns = [Turn("human", "what is this"), Turn("gpt", "a red circle"), Turn("human", "where"), Turn("gpt", "left of")]
+    trained = [Turn("human", f"<image>\n{turns[0].value}"), *turns[1:]]
+    whole = encode(trained, answerer.template, answerer.tokenizer)
+    for place in (0, 2):
+        asked_now = Question(1, image, turns[place].value, history=tuple(turns[:place]))
+        prompt = answerer._prompt(asked_now)
+        assert whole.input_ids[: len(prompt)] == prompt
+        learned = [label for label in whole.labels[len(prompt) :] if label != -100]
+        assert answerer.tokenizer.decode(learned).startswith(turns[place + 1].value)
+    marked = Question(1, image, "where", history=(Turn("human", "<image>\nwhat is this"), turns[1]))
+    assert answerer._prompt(marked) == answerer._prompt(Question(1, image, "where", history=tuple(turns[:2])))
+    assert questions_hash([marked]) != questions_hash([Question(1, image, "where")]), "another history, other questions"
+    with pytest.raises(DataError, match="1 images and 2 <image>"):
+        answerer._prompt(Question(1, image, "<image> where", history=marked.history))
 
 
 def test_sampling_depends_on_the_question_and_the_seed_only(lively):
