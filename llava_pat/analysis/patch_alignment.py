@@ -142,6 +142,10 @@ class PatchAlignment:
                 result[f"hit_{facet}"] = hits / seen
         return result
 
+    def ranks(self) -> Tensor:
+        """How many patches have their nearest right entry at rank 1, 2, ... V: int64 [V]."""
+        return self.sums.split(self._sizes)[2].round().long()
+
     def labels(self) -> dict[str, Tensor]:
         """The table of labels: columns of fp64 [V].
 

@@ -96,6 +96,7 @@ def test_everything_equals_loops_whatever_the_tiles(monkeypatch, tile):
         "mean_rank": pytest.approx(expected.mean()),
         "median_rank": np.median(expected),
     }
+    assert stream.ranks().tolist() == np.bincount(expected - 1, minlength=30).tolist()
     table = stream.labels()
     for column in range(30):
         own = [(cosine, rank) for _, label, cosine, rank in pairs if label == column]
