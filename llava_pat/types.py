@@ -126,3 +126,6 @@ class AlignmentLoss:
     total: Tensor  # fp32 scalar: the SUM over items, on the graph even when nothing is annotated
     count: Tensor  # fp32 scalar: how many items were summed
     metrics: Mapping[str, Tensor] = field(default_factory=dict)  # detached sums over the same items; the log divides
+    # What `total` is divided by when the data do not tell the count (see AlignmentObjective.count); None: by `count`.
+    divisor: Tensor | None = None
+    counters: Mapping[str, Tensor] = field(default_factory=dict)  # detached sums that the log shows as they are

@@ -7,13 +7,13 @@ Letters of the shapes: see llava_pat/types.py.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Literal
+from collections.abc import Collection, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from llava_pat.types import AlignmentInputs, AlignmentLoss, PatchRegions
+from llava_pat.types import AlignmentInputs, AlignmentLoss, PatchRegions, PatchWords
 
 SCHEDULES = ("linear", "constant")
 
@@ -25,12 +25,24 @@ def require_choice(name: str, value: str, choices: Collection[str]) -> str:
     return value
 
 
+def check_provided(name: str, required: Collection[str], provided: Collection[str]) -> None:
+    """ValueError when something that the objective `name` requires is not among what the run provides."""
+    missing = sorted(set(required) - set(provided))
+    if missing:
+        have = ", ".join(sorted(provided)) if provided else "none"
+        raise ValueError(
+            f"alignment objective {name} needs {', '.join(missing)}, and the run provides {have}; give the file (for "
+            f"regions: --regions_path FILE, for patch_words: --patch_words_path DIR) or choose --alignment none"
+        )
+
+
 class AlignmentObjective(nn.Module):
     """Base of all objectives; docs/objectives.md is the guide with a worked example.
 
-    A subclass sets `requires` (names of the data it needs, for instance "regions"), defines `forward`, and `count`
+    A subclass sets `requires` (names of the data it needs: "regions", "patch_words"), defines `forward`, and `count`
     where the data alone tell it. Its constructor takes keywords only, each typed and with a default, beside
-    `hidden_size: int` and `vision_width: int`, which are filled in when the constructor names them.
+    `hidden_size: int` and `vision_width: int`, which are filled in when the constructor names them. Where a keyword
+    decides what data is needed, `requires_with` says so.
 
     Args:
         schedule: how the factor on `alignment_weight` moves over stage 1: "linear" from 0 to 1, or "constant" 1.
@@ -42,16 +54,27 @@ class AlignmentObjective(nn.Module):
         super().__init__()
         self.schedule = require_choice("schedule", schedule, SCHEDULES)
 
+    @classmethod
+    def requires_with(cls, keywords: Mapping[str, Any]) -> frozenset[str]:
+        """What an objective built with these keywords requires. The base: `requires`, whatever they are."""
+        return cls.requires
+
+    @property
+    def parts(self) -> Mapping[str, AlignmentObjective]:
+        """The objectives to compute, by name: this one alone, without a name (several: combined.py)."""
+        return {"": self}
+
     def forward(self, inputs: AlignmentInputs) -> AlignmentLoss:
         """Sum over the items of one micro-batch: fp32, on the graph even when there is no item."""
         raise NotImplementedError(f"{type(self).__name__} defines no forward(inputs)")
 
-    def count(self, regions: PatchRegions | None) -> Tensor | None:
-        """How many items `forward` would sum over these regions: fp32 scalar, no gradient, from data alone.
+    def count(self, regions: PatchRegions | None, patch_words: PatchWords | None) -> Tensor | None:
+        """How many items `forward` would sum over these data: fp32 scalar, no gradient, from data alone.
 
         The trainer asks before the forward of an accumulation window, when only data is at hand. None (the default)
         says that the data do not tell (for instance, items sampled in `forward`); the trainer must then normalise
-        each micro-batch by the count that `forward` returns, and the 4x1 = 1x4 equality holds only on average.
+        each micro-batch by what `forward` returns (`divisor`, else `count`) and take the mean over micro-batches, and
+        the 4x1 = 1x4 equality holds only on average.
         """
         return None
 
@@ -66,13 +89,7 @@ class AlignmentObjective(nn.Module):
 
     def check_requirements(self, provided: Collection[str]) -> None:
         """ValueError when the run does not provide what the objective requires; called before the first step."""
-        missing = sorted(self.requires - set(provided))
-        if missing:
-            have = ", ".join(sorted(provided)) if provided else "none"
-            raise ValueError(
-                f"alignment objective {type(self).__name__} needs {', '.join(missing)}, and the run provides {have}; "
-                f"give the file (for regions: --regions_path FILE) or choose --alignment none"
-            )
+        check_provided(type(self).__name__, self.requires, provided)
 
     def anchor(self, inputs: AlignmentInputs) -> Tensor:
         """Exactly 0 (fp32 scalar) that depends on `patch_embeds` and on every own parameter.

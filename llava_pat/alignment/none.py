@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from llava_pat.alignment.base import AlignmentObjective
-from llava_pat.types import AlignmentInputs, AlignmentLoss, PatchRegions
+from llava_pat.types import AlignmentInputs, AlignmentLoss, PatchRegions, PatchWords
 
 
 class NoAlignment(AlignmentObjective):
@@ -16,5 +16,5 @@ class NoAlignment(AlignmentObjective):
         total = self.anchor(inputs)
         return AlignmentLoss(total=total, count=torch.zeros((), device=total.device))
 
-    def count(self, regions: PatchRegions | None) -> Tensor:
-        return torch.zeros(()) if regions is None else torch.zeros((), device=regions.coverage.device)
+    def count(self, regions: PatchRegions | None, patch_words: PatchWords | None) -> Tensor:
+        return torch.zeros(())

@@ -7,12 +7,15 @@ Letters of the shapes: see llava_pat/types.py.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from llava_pat.alignment.base import AlignmentObjective, require_choice
+from llava_pat.alignment.labels import LABELS, REQUIRED, check_patch_words, regions_of_words
 from llava_pat.alignment.pooling import (
     EPS,
     check_regions,
@@ -22,7 +25,7 @@ from llava_pat.alignment.pooling import (
     rows_by_image,
     unit,
 )
-from llava_pat.types import AlignmentInputs, AlignmentLoss, PatchRegions
+from llava_pat.types import AlignmentInputs, AlignmentLoss, PatchRegions, PatchWords
 
 UNITS = ("region", "patch")
 MULTI_LABEL = ("pairs", "mean", "best")
@@ -52,6 +55,9 @@ class PatchAlignedTraining(AlignmentObjective):
         multi_label: what happens to a patch under several regions; read only with unit "patch".
         min_coverage: share of a patch, in [0, 1], that a region must cover to count there; 0 keeps every touched patch.
         distance: "cosine", so far the only one.
+        labels: "regions", labels with masks; "clip", the patch words that SEA learns from: each word of an image is a
+            region, and c[r, p] its share of the scores of patch p's candidates (labels.py).
+        top_n: candidates used of a patch, 1 or more; read with labels "clip".
         schedule: see AlignmentObjective.
     """
 
@@ -64,30 +70,55 @@ class PatchAlignedTraining(AlignmentObjective):
         multi_label: Literal["pairs", "mean", "best"] = "pairs",
         min_coverage: float = 0.0,
         distance: Literal["cosine"] = "cosine",
+        labels: Literal["regions", "clip"] = "regions",
+        top_n: int = 10,
         schedule: Literal["linear", "constant"] = "linear",
     ) -> None:
         super().__init__(schedule=schedule)
         if not 0.0 <= min_coverage <= 1.0:
             raise ValueError(f"min_coverage is {min_coverage}; a share of a patch lies in [0, 1]")
+        if top_n < 1:
+            raise ValueError(f"top_n is {top_n}; a patch needs at least 1 candidate")
+        self.requires = self.requires_with({"labels": labels})
+        self.labels = labels
+        self.top_n = top_n
         self.unit = require_choice("unit", unit, UNITS)
         self.multi_label = require_choice("multi_label", multi_label, MULTI_LABEL)
         self.min_coverage = min_coverage
         self.distance = require_choice("distance", distance, DISTANCES)
 
+    @classmethod
+    def requires_with(cls, keywords: Mapping[str, Any]) -> frozenset[str]:
+        return frozenset({REQUIRED[require_choice("labels", keywords.get("labels", "regions"), LABELS)]})
+
     def forward(self, inputs: AlignmentInputs) -> AlignmentLoss:
         with full_precision(inputs.patch_embeds):
-            words = label_vectors(inputs)
+            if self.labels == "clip" and inputs.patch_words is not None:
+                check_patch_words(inputs.patch_words, inputs.patch_embeds)
+            regions = self._regions(inputs.regions, inputs.patch_words)
+            words = label_vectors(replace(inputs, regions=regions))
             zero = self.anchor(inputs)
-            if inputs.regions is None or not len(inputs.regions.image):
+            if regions is None or not len(regions.image):
                 names = ("region_cosine", "patch_cosine") if self.unit == "region" else ("patch_cosine",)
                 return AlignmentLoss(zero, zero.detach().clone(), {name: zero.detach().clone() for name in names})
-            check_regions(inputs.regions, inputs.patch_embeds)
-            coverage = self._effective(inputs.regions)
+            check_regions(regions, inputs.patch_embeds)
+            coverage = self._effective(regions)
             sums = self._region_sums if self.unit == "region" else self._patch_sums
-            total, metrics = sums(inputs.patch_embeds, words, coverage, inputs.regions.image)
-            return AlignmentLoss(total + zero, self.count(inputs.regions), metrics)
+            total, metrics = sums(inputs.patch_embeds, words, coverage, regions.image)
+            return AlignmentLoss(total + zero, self._count(regions), metrics)
 
-    def count(self, regions: PatchRegions | None) -> Tensor:
+    def count(self, regions: PatchRegions | None, patch_words: PatchWords | None) -> Tensor | None:
+        if self.labels == "clip" and patch_words is None:
+            return None  # words that are computed in the step itself
+        return self._count(self._regions(regions, patch_words))
+
+    def _regions(self, regions: PatchRegions | None, patch_words: PatchWords | None) -> PatchRegions | None:
+        """The regions to learn from."""
+        if self.labels == "regions":
+            return regions
+        return None if patch_words is None else regions_of_words(patch_words, self.top_n)
+
+    def _count(self, regions: PatchRegions | None) -> Tensor:
         if regions is None:
             return torch.zeros(())
         kept = self._effective(regions) > 0

@@ -84,14 +84,22 @@ def word_vectors(embeds: Tensor, mask: Tensor) -> Tensor:
     return embeds.float().masked_fill(~mask.unsqueeze(-1), 0.0).sum(-2) / tokens
 
 
-def label_vectors(inputs: AlignmentInputs) -> Tensor:
-    """Word vector of each region's label: fp32 [R, D] without gradient (the language model is frozen); R may be 0.
+def embed_texts(inputs: AlignmentInputs, ids: Tensor, mask: Tensor) -> Tensor:
+    """Word vector of each text: int64 [R, L], bool [R, L] -> fp32 [R, D] without gradient (the words are given).
 
-    `embed_words` is called exactly once whatever the batch holds: under ZeRO-3 the call gathers a sharded weight, and
-    a rank that skipped it would leave the others waiting.
+    R may be 0. `embed_words` is called exactly once whatever there is: under ZeRO-3 the call gathers a sharded weight,
+    and a rank that skipped it would leave the others waiting.
     """
-    regions = inputs.regions
-    if regions is None or not len(regions.image):
+    if not len(ids):
         inputs.embed_words(torch.zeros((1, 1), dtype=torch.int64, device=inputs.patch_embeds.device))
         return torch.zeros((0, inputs.patch_embeds.shape[-1]), device=inputs.patch_embeds.device)
-    return word_vectors(inputs.embed_words(regions.label_ids).detach(), regions.label_mask)
+    return word_vectors(inputs.embed_words(ids).detach(), mask)
+
+
+def label_vectors(inputs: AlignmentInputs) -> Tensor:
+    """Word vector of each region's label: fp32 [R, D], as `embed_texts`; R may be 0."""
+    regions = inputs.regions
+    if regions is None:
+        nothing = torch.zeros((0, 1), dtype=torch.int64, device=inputs.patch_embeds.device)
+        return embed_texts(inputs, nothing, nothing.bool())
+    return embed_texts(inputs, regions.label_ids, regions.label_mask)

@@ -52,8 +52,13 @@ def accepted_keywords(objective: type[AlignmentObjective]) -> dict[str, Any]:
     """Keyword -> default of an objective's constructor, without the widths.
 
     Raises:
-        TypeError: the constructor breaks the rule (typed keywords with defaults, no *args or **kwargs).
+        TypeError: the constructor breaks the rule (typed keywords with defaults, no *args or **kwargs), or `count` does
+            not take (regions, patch_words).
     """
+    try:
+        inspect.signature(objective.count).bind(objective, None, None)
+    except TypeError as error:
+        raise TypeError(f"{_named(objective)}: count(self, regions, patch_words) is what is called; {error}") from error
     accepted = {}
     for name, parameter in _parameters(objective).items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):

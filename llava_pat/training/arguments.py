@@ -8,17 +8,16 @@ Defaults are LLaVA-1.5's published stage-1 recipe (scripts/v1_5/pretrain.sh at c
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import transformers
 
-from llava_pat.alignment import accepted_keywords, find_objective
+from llava_pat.alignment import Part, plan_objectives
 from llava_pat.training.command_line import Stage, option, parse
 from llava_pat.training.consistency import check, check_pretrain
-from llava_pat.training.flags import ConfigError
+from llava_pat.training.flags import read_mapping
 
 _RECIPE = "LLaVA-1.5 scripts/v1_5/pretrain.sh"
 
@@ -68,10 +67,29 @@ class DataArguments:
     regions_path: str | None = option(
         None, "Regions file (JSONL) of the training images; docs/index.md has the format."
     )
+    patch_words_path: str | None = option(
+        None, "Folder of patch labels (bash scripts/label_patches.sh makes it), for objectives that learn from them."
+    )
+    patch_words: Literal["file", "online"] = option(
+        "file",
+        "file: labels as the folder stores them; online: computed in the run, with the folder's words and switches, "
+        "by the tower that the folder names.",
+    )
+    patch_words_tower: str | None = option(
+        None, "Tower whose labels the folder must hold, if not vision_tower (CLIP's labels for DINOv2's patches)."
+    )
+    patch_words_args: dict[str, Any] | str | None = option(
+        None,
+        "Switches of the labels, a mapping or JSON: n, sign, centring, source ... What label_patches.sh makes, and what "
+        "the folder must then have been made with.",
+    )
     eval_data_path: str | None = option(None, "Held-out LLaVA JSON or JSONL: caption loss before, during and after.")
     eval_image_folder: str | None = option(None, "Image folder of the held-out records. Default: image_folder.")
     eval_regions_path: str | None = option(None, "Regions file of the held-out images: alignment before and after.")
     vocabulary_path: str | None = option(None, "Object vocabulary, JSON {facet: [words]}, for hit@k and facet hits.")
+
+    def __post_init__(self) -> None:
+        self.patch_words_args = read_mapping("patch_words_args", self.patch_words_args)
 
 
 @dataclass
@@ -81,34 +99,30 @@ class AlignmentArguments:
     _argument_group_name = "alignment"
 
     alignment: str = option(
-        "none", "Objective: a name (none, pat, ...) or the dotted path of anybody's module[:Class]."
+        "none",
+        "Objective: a name (none, pat, sea, ...) or the dotted path of anybody's module[:Class]; several with a plus "
+        "between them (pat+sea).",
     )
     alignment_weight: float = option(
         5.0, "Weight at full strength. 5 is this project's playground value, not a paper's."
     )
-    alignment_schedule: Literal["linear", "constant"] = option(
-        "linear",
-        "linear ramps the weight from 0 to alignment_weight over the run (arXiv 2505.17316); constant does not.",
+    alignment_schedule: Literal["linear", "constant"] | None = option(
+        None,
+        "linear ramps the weight from 0 to alignment_weight over the run (arXiv 2505.17316); constant does not. "
+        "Default: the objective's own (pat linear, sea constant).",
     )
     alignment_args: dict[str, Any] | str | None = option(
-        None, 'Keywords of the objective: a mapping in YAML, JSON on the command line, as \'{"unit": "patch"}\'.'
+        None,
+        'Keywords of the objective: a mapping in YAML, JSON on the command line, as \'{"unit": "patch"}\'. Of several '
+        'objectives: {"pat": {"unit": "patch"}, "sea": {"weight": 1.0, "schedule": "constant"}}.',
     )
 
     def __post_init__(self) -> None:
-        if isinstance(self.alignment_args, str):
-            try:
-                self.alignment_args = json.loads(self.alignment_args)
-            except json.JSONDecodeError as error:
-                raise ConfigError(f"alignment_args {self.alignment_args!r} is not JSON: {error}") from None
-        if self.alignment_args is None:
-            self.alignment_args = {}
-        if not isinstance(self.alignment_args, dict):
-            raise ConfigError(f"alignment_args must be a mapping of keywords, not {self.alignment_args!r}")
+        self.alignment_args = read_mapping("alignment_args", self.alignment_args)
 
-    def objective_keywords(self) -> dict[str, Any]:
-        """What build_objective gets: alignment_args, and the schedule where the objective's constructor takes one."""
-        takes_schedule = "schedule" in accepted_keywords(find_objective(self.alignment))
-        return {**self.alignment_args, **({"schedule": self.alignment_schedule} if takes_schedule else {})}
+    def plan(self) -> dict[str, Part]:
+        """The objectives of the run, by name, with the keywords and the weight of each (alignment/combined.py)."""
+        return plan_objectives(self.alignment, self.alignment_args, self.alignment_weight, self.alignment_schedule)
 
 
 @dataclass

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_available
 
-from llava_pat.alignment import accepted_keywords, find_objective
+from llava_pat.alignment import requirements
 from llava_pat.training.flags import ConfigError
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def _resolve_output(
     template = values["output_dir"] or output_dir
     if strength.get("output_dir", 0) < 2 and os.environ.get("OUTPUT_DIR"):
         template = os.environ["OUTPUT_DIR"]
-    objective = re.sub(r"[^\w.-]+", "-", values["alignment"].rpartition(".")[2])
+    objective = re.sub(r"[^\w.-]+", "-", "+".join(path.rpartition(".")[2] for path in values["alignment"].split("+")))
     values["output_dir"] = template.replace("{alignment}", objective)
     name = Path(values["output_dir"]).name
     if values["run_name"] is None:
@@ -165,9 +165,9 @@ def check(arguments: PretrainArguments | FinetuneArguments) -> None:
             "--mm_use_im_start_end and --mm_use_im_patch_token must be False: they add tokens to the language model, "
             "which no LLaVA-1.5 model does"
         )
-    _check_objective(data, alignment)
     if not 0 <= alignment.alignment_weight < float("inf"):
         raise ConfigError(f"--alignment_weight {alignment.alignment_weight}: expected a finite number >= 0")
+    _check_objective(data, alignment)
     if not 0 <= data.max_bad_records <= 1:
         raise ConfigError(f"--max_bad_records {data.max_bad_records}: expected a share, 0 to 1")
     if data.eval_data_path is None:
@@ -271,20 +271,15 @@ def refuse_missing(*needed: tuple[Any, str]) -> None:
 
 def _check_objective(data: DataArguments, alignment: AlignmentArguments) -> None:
     try:
-        objective = find_objective(alignment.alignment)
-        accepted = accepted_keywords(objective)
+        needed = requirements(alignment.plan())
     except (ValueError, TypeError) as error:
         raise ConfigError(f"--alignment {alignment.alignment}: {error}") from error
-    if "schedule" in alignment.alignment_args:
-        raise ConfigError("alignment_args has a schedule: give it as --alignment_schedule")
-    for name in alignment.alignment_args:
-        if name not in accepted:
-            listed = ", ".join(f"{key}={value!r}" for key, value in accepted.items() if key != "schedule") or "none"
-            raise ConfigError(
-                f"alignment_args: --alignment {alignment.alignment} has no keyword {name!r}; "
-                f"its keywords and defaults: {listed}"
-            )
-    if "regions" in objective.requires and data.regions_path is None:
+    if "regions" in needed and data.regions_path is None:
         raise ConfigError(
             f"--alignment {alignment.alignment} needs regions: give --regions_path FILE, or choose --alignment none"
+        )
+    if "patch_words" in needed and data.patch_words_path is None:
+        raise ConfigError(
+            f"--alignment {alignment.alignment} needs labels of patches: make them with `bash scripts/label_patches.sh` "
+            "and give --patch_words_path FOLDER, or choose --alignment none"
         )

@@ -13,7 +13,7 @@ import torch
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from llava_pat.alignment import build_objective
+from llava_pat.alignment import build_planned
 from llava_pat.analysis.vocabulary import load_vocabulary
 from llava_pat.models.checkpoint import stage1_config
 from llava_pat.models.llava_config import READABLE_BY_LLAVA, finetune_config, language_config
@@ -154,15 +154,12 @@ def summary(
 
 def build_task(arguments: Arguments, parts: Parts) -> AlignedTraining:
     """The training module: model and alignment objective."""
+    plan = arguments.alignment.plan()
     with blamed_on("alignment"):
-        objective = build_objective(
-            arguments.alignment.alignment,
-            hidden_size=parts.model.hidden_size,
-            vision_width=parts.model.vision_width,
-            **arguments.alignment.objective_keywords(),
-        )
-        objective.check_requirements({"captions"} | ({"regions"} if parts.train.regions is not None else set()))
-    return AlignedTraining(parts.model, objective, arguments.alignment.alignment_weight)
+        objective = build_planned(plan, hidden_size=parts.model.hidden_size, vision_width=parts.model.vision_width)
+        given = {"regions": parts.train.regions, "patch_words": parts.words}
+        objective.check_requirements({"captions"} | {name for name, data in given.items() if data is not None})
+    return AlignedTraining(parts.model, objective, {name: part.weight for name, part in plan.items()})
 
 
 def build_weights(arguments: Arguments, task: AlignedTraining, parts: Parts) -> Weights:
@@ -223,6 +220,7 @@ def build_trainer(
         weights=weights,
         learning_rates=rates,
         sampler=sampler,
+        online_words=parts.words.online if parts.words else None,
         initial=initial,
         on_initial=on_initial,
         callbacks=[StepLines()],

@@ -2,7 +2,7 @@
 
     loss = caption + weight(step) * alignment.total / alignment.count
 
-Shape letters as in llava_pat/types.py.
+Of several objectives (combined.py) each has its own last term. Shape letters as in llava_pat/types.py.
 """
 
 from __future__ import annotations
@@ -14,38 +14,46 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llava_pat.alignment import AlignmentObjective
-from llava_pat.data.collate import patch_regions
+from llava_pat.alignment import AlignmentObjective, CombinedObjective
+from llava_pat.data.collate import patch_regions, patch_words
 from llava_pat.models.vlm import VisionLanguageModel
-from llava_pat.types import IGNORE_INDEX, AlignmentInputs
+from llava_pat.types import IGNORE_INDEX, AlignmentInputs, AlignmentLoss
 
 
 @dataclass(frozen=True)
 class Divisors:
-    """What the two sums of a micro-batch are divided by.
+    """What the sums of a micro-batch are divided by.
 
     A step's gradient must not depend on how its sequences are cut into micro-batches and ranks. So each sum is divided
     by the count of the whole accumulation window over all ranks, times the ranks (their gradients are averaged).
-    `alignment` is None when the objective cannot tell its count from the data alone: then each micro-batch is divided
-    by its own count and by `micro_batches`, the mean over the window.
+    `alignment` holds such a divisor for each objective by name; None where the data alone do not tell the count: then
+    each micro-batch is divided by what the objective returned (its divisor, else its count) and by `micro_batches`,
+    the mean over the window.
     """
 
     caption: Tensor  # fp32 scalar
-    alignment: Tensor | None  # fp32 scalar
+    alignment: Mapping[str, Tensor | None]  # fp32 scalars
     micro_batches: int = 1
 
 
 class AlignedTraining(nn.Module):
     """Vision-language model + alignment objective: a batch in, the loss and what to log out.
 
-    `alignment_weight` is the weight at full strength; the objective's schedule ramps it.
+    `alignment_weight` is the weight at full strength, of several objectives a mapping by name; the objectives'
+    schedules ramp it.
     """
 
-    def __init__(self, model: VisionLanguageModel, objective: AlignmentObjective, alignment_weight: float) -> None:
+    def __init__(
+        self,
+        model: VisionLanguageModel,
+        objective: AlignmentObjective | CombinedObjective,
+        alignment_weight: float | Mapping[str, float],
+    ) -> None:
         super().__init__()
         self.model = model
         self.objective = objective
-        self.alignment_weight = alignment_weight
+        by_name = isinstance(alignment_weight, Mapping)
+        self.alignment_weights = dict(alignment_weight if by_name else dict.fromkeys(objective.parts, alignment_weight))
         # Where transformers and accelerate look for the width that DeepSpeed's "auto" bucket sizes follow from.
         self.config = model.llm.config
 
@@ -60,7 +68,8 @@ class AlignedTraining(nn.Module):
         """One micro-batch as the collator gives it (llava_pat/data/collate.py).
 
         Returns `loss` (fp32 scalar with the graph) and detached fp32 sums: caption_sum, caption_count, alignment_sum,
-        alignment_count, and each of the objective's metrics as alignment/<name>. Without `divisors` the micro-batch
+        alignment_count, each of the objective's metrics as alignment/<name> and its counters as counter/<name>. Of
+        several objectives each has its own, with @<objective> behind the name. Without `divisors` the micro-batch
         stands alone: plain means. FloatingPointError when the projected patches are not finite.
 
         With `ask`, returns ask(model) instead: ZeRO-3 has the weights together only inside the forward of the whole.
@@ -74,25 +83,16 @@ class AlignedTraining(nn.Module):
             raise FloatingPointError("projected patches hold NaN or infinite values")
         hidden = self.model.forward_hidden(batch["input_ids"], batch["attention_mask"], patch_embeds)
         caption, caption_count = self.model.caption_loss_sum(hidden, batch["labels"])
-        aligned = self.objective(self._alignment_inputs(batch, features, patch_embeds, step, total_steps))
-
         loss = caption / _at_least_something(caption_count if divisors is None else divisors.caption)
-        weight = self.weight(step, total_steps)
-        if divisors is None or divisors.alignment is None:
-            share = aligned.total / _at_least_something(aligned.count)
-            share = share if divisors is None else share / divisors.micro_batches
-        else:
-            share = aligned.total / _at_least_something(divisors.alignment)
-        # Added even at weight 0: an objective's own parameters must be on every rank's graph.
-        loss = loss + weight * share
-        return {
-            "loss": loss,
-            "caption_sum": caption.detach(),
-            "caption_count": caption_count,
-            "alignment_sum": aligned.total.detach(),
-            "alignment_count": aligned.count.detach(),
-            **{f"alignment/{name}": value for name, value in aligned.metrics.items()},
-        }
+        outputs = {"caption_sum": caption.detach(), "caption_count": caption_count}
+        weights = self.weights(step, total_steps)
+        inputs = self._alignment_inputs(batch, features, patch_embeds, step, total_steps)
+        for name, objective in self.objective.parts.items():
+            aligned = objective(inputs)
+            # Added even at weight 0: an objective's own parameters must be on every rank's graph.
+            loss = loss + weights[name] * _share(aligned, name, divisors)
+            outputs |= _sums(aligned, name)
+        return {"loss": loss, **outputs}
 
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict | None = None, every_n_layers: int = 1, offload: bool = False
@@ -108,9 +108,12 @@ class AlignedTraining(nn.Module):
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs)
 
-    def weight(self, step: int, total_steps: int) -> float:
-        """The alignment's weight at this optimizer step (the first one is step 0)."""
-        return self.alignment_weight * self.objective.weight(step, total_steps)
+    def weights(self, step: int, total_steps: int) -> dict[str, float]:
+        """Each objective's weight at this optimizer step (the first one is step 0), by name."""
+        return {
+            name: self.alignment_weights[name] * objective.weight(step, total_steps)
+            for name, objective in self.objective.parts.items()
+        }
 
     def _alignment_inputs(
         self, batch: Mapping[str, Tensor], features: Tensor, patch_embeds: Tensor, step: int, total_steps: int
@@ -123,9 +126,29 @@ class AlignedTraining(nn.Module):
             caption_ids=captions.clamp_min(0),
             caption_mask=captions != IGNORE_INDEX,
             regions=patch_regions(batch),
+            patch_words=patch_words(batch),
             step=step,
             total_steps=total_steps,
         )
+
+
+def _share(aligned: AlignmentLoss, name: str, divisors: Divisors | None) -> Tensor:
+    """An objective's term of a micro-batch's loss, before its weight."""
+    known = None if divisors is None else divisors.alignment[name]
+    if known is not None:
+        return aligned.total / _at_least_something(known)
+    share = aligned.total / _at_least_something(aligned.count if aligned.divisor is None else aligned.divisor)
+    return share if divisors is None else share / divisors.micro_batches
+
+
+def _sums(aligned: AlignmentLoss, name: str) -> dict[str, Tensor]:
+    mark = f"@{name}" if name else ""
+    return {
+        f"alignment_sum{mark}": aligned.total.detach(),
+        f"alignment_count{mark}": aligned.count.detach(),
+        **{f"alignment/{key}{mark}": value for key, value in aligned.metrics.items()},
+        **{f"counter/{key}{mark}": value for key, value in aligned.counters.items()},
+    }
 
 
 def _at_least_something(count: Tensor) -> Tensor:

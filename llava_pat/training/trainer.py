@@ -26,15 +26,45 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from transformers import Trainer
 
-from llava_pat.data.collate import patch_regions
+from llava_pat.data.collate import patch_regions, patch_words
 from llava_pat.models.vlm import VisionLanguageModel
 from llava_pat.training.checkpoints import TRAINER_STATE, last_checkpoint
 from llava_pat.training.flags import ConfigError
 from llava_pat.training.measure import Probe
 from llava_pat.training.parts import compute_dtype
+from llava_pat.training.patch_words import OnlineWords
 from llava_pat.training.task import AlignedTraining, Divisors
 from llava_pat.training.weights import Weights
 from llava_pat.types import IGNORE_INDEX
+
+
+def alignment_log(sums: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
+    """What the log says of the alignment, from the sums that the task returned (see task.AlignedTraining.forward).
+
+    alignment_loss, alignment_weight, alignment_items, and alignment/<name> for metrics (means over items) and counters
+    (as they are). Of several objectives these are alignment/<objective>_loss, _weight, _items, _<name>; alignment_loss
+    is then their weighted sum, with alignment_weight 1: the loss is caption + alignment_weight * alignment_loss.
+    """
+    log: dict[str, float] = {}
+    whole = items_of_all = 0.0
+    for part, weight in weights.items():
+        mark, prefix = (f"@{part}", f"{part}_") if part else ("", "")
+        items = sums[f"alignment_count{mark}"]
+        loss = sums[f"alignment_sum{mark}"] / max(items, 1.0)
+        whole, items_of_all = whole + weight * loss, items_of_all + items
+        if part:
+            values = {"loss": loss, "weight": weight, "items": items}
+            log |= {f"alignment/{prefix}{name}": value for name, value in values.items()}
+        else:
+            log |= {"alignment_loss": loss, "alignment_weight": weight}
+        for name, value in sums.items():
+            kind, _, rest = name.partition("/")
+            metric, _, owner = rest.partition("@")
+            if owner == part and kind in ("alignment", "counter"):
+                log[f"alignment/{prefix}{metric}"] = value / max(items, 1.0) if kind == "alignment" else value
+    if "" not in weights:
+        log |= {"alignment_loss": whole, "alignment_weight": 1.0}
+    return {**log, "alignment_items": items_of_all}
 
 
 class AlignedTrainer(Trainer):
@@ -45,6 +75,7 @@ class AlignedTrainer(Trainer):
     learning_rates: by the first part of a parameter's name in VisionLanguageModel ("projector", "tower") where it is
     not --learning_rate.
     sampler: the order of the training samples; None shuffles.
+    online_words: labels every batch's patches, where they come from no file.
     initial: the measures before training, of an earlier start; None takes them as soon as the model is ready.
     """
 
@@ -59,6 +90,7 @@ class AlignedTrainer(Trainer):
         sampler: Sampler[int] | None = None,
         initial: Mapping[str, float] | None = None,
         on_initial: Callable[[Mapping[str, float]], None] | None = None,
+        online_words: OnlineWords | None = None,
         **keywords: Any,
     ) -> None:
         super().__init__(*args, **keywords)
@@ -68,6 +100,7 @@ class AlignedTrainer(Trainer):
         self.sampler = sampler
         self.initial = initial
         self.on_initial = on_initial
+        self.online_words = online_words
         # `compute_loss` divides by the whole window itself: transformers must not divide again. (The two attributes
         # say so to different transformers versions.)
         self.model_accepts_loss_kwargs = True
@@ -86,14 +119,22 @@ class AlignedTrainer(Trainer):
         if not batch_samples:
             return None
         self._window = [batch["sample_index"] for batch in batch_samples]
+        if self.online_words is not None:  # before the counts, which may be of labels
+            for batch in batch_samples:
+                batch.update(self.online_words(batch["pixel_values"], device))
         caption = sum((batch["labels"][:, 1:] != IGNORE_INDEX).sum() for batch in batch_samples)
-        counts = [self.model.objective.count(patch_regions(batch)) for batch in batch_samples]
-        known = all(count is not None for count in counts)
-        alignment = sum(count.cpu() for count in counts) if known else torch.zeros(())
-        total = torch.tensor([float(caption), float(alignment)], device=device)
+        parts = self.model.objective.parts
+        sums = [float(caption)]
+        for objective in parts.values():
+            counts = [objective.count(patch_regions(batch), patch_words(batch)) for batch in batch_samples]
+            known = [float(count) for count in counts if count is not None]
+            sums += [sum(known), float(len(counts) - len(known))]
+        total = torch.tensor(sums, device=device)
         self._all_reduce(total)
         total = total / self.args.world_size
-        return Divisors(total[0], total[1] if known else None, len(batch_samples))
+        # All ranks agree on what is unknown: one whose own batches tell must not divide otherwise.
+        alignment = {name: total[2 * i + 1] if total[2 * i + 2] == 0 else None for i, name in enumerate(parts)}
+        return Divisors(total[0], alignment, len(batch_samples))
 
     def compute_loss(
         self,
@@ -156,13 +197,10 @@ class AlignedTrainer(Trainer):
         seconds = time.perf_counter() - self._log_clock
         samples = self._samples_since_log * self.args.world_size
         self._log_clock, self._samples_since_log = time.perf_counter(), 0
-        items = max(sums["alignment_count"], 1.0)
+        weights = self.model.weights(self.state.global_step - 1, self.state.max_steps)
         return {
             "caption_loss": sums["caption_sum"] / max(sums["caption_count"], 1.0),
-            "alignment_loss": sums["alignment_sum"] / items,
-            "alignment_weight": self.model.weight(self.state.global_step - 1, self.state.max_steps),
-            "alignment_items": sums["alignment_count"],
-            **{name: value / items for name, value in sums.items() if name.startswith("alignment/")},
+            **alignment_log(sums, weights),
             "samples_per_second": samples / seconds,
         }
 

@@ -62,4 +62,4 @@ def test_anchor_is_zero_with_zero_gradients_even_where_values_overflow():
 def test_base_says_what_is_missing():
     with pytest.raises(NotImplementedError, match="AlignmentObjective defines no forward"):
         AlignmentObjective()(inputs(torch.zeros(1, 1, 1)))
-    assert AlignmentObjective().count(None) is None
+    assert AlignmentObjective().count(None, None) is None

@@ -45,7 +45,7 @@ def test_the_example_builds_by_dotted_path_and_computes_what_it_says(example):
     loss.total.backward()
     gap = math.log(5) - 1
     assert loss.total.item() == pytest.approx((gap - 0.5) ** 2, abs=1e-6)
-    assert objective.count(regions) == loss.count == 1
+    assert objective.count(regions, None) == loss.count == 1
     assert objective.offset.grad.item() == pytest.approx(-2 * (gap - 0.5), abs=1e-6)
 
 

@@ -38,7 +38,7 @@ def scene() -> AlignmentInputs:
 def run(inputs: AlignmentInputs, **switches):
     objective = build_objective("pat", **switches)
     loss = objective(inputs)
-    assert loss.count == objective.count(inputs.regions)
+    assert loss.count == objective.count(inputs.regions, None)
     loss.total.backward()
     return loss.total.item(), loss.count.item(), {k: v.item() for k, v in loss.metrics.items()}
 

@@ -117,10 +117,10 @@ def test_objective_keywords_from_yaml_and_flag(tmp_path: Path) -> None:
     )
     alignment = parse_pretrain(["--config", str(path), *NEEDED]).alignment
     assert alignment.alignment_args == {"unit": "patch", "min_coverage": 0.5}
-    assert alignment.objective_keywords() == {"unit": "patch", "min_coverage": 0.5, "schedule": "linear"}
+    assert alignment.plan()[""].keywords == {"unit": "patch", "min_coverage": 0.5}
     flags = ["--alignment_args", '{"unit": "region"}', "--alignment_schedule", "constant"]
     alignment = parse_pretrain(["--config", str(path), *NEEDED, *flags]).alignment
-    assert alignment.objective_keywords() == {"unit": "region", "schedule": "constant"}
+    assert alignment.plan()[""].keywords == {"unit": "region", "schedule": "constant"}
 
 
 def test_the_baseline_behind_a_pat_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,7 @@ def batches_of(parts, *indices: list[int]) -> list[dict]:
 
 def window(*batches: dict) -> Divisors:
     caption = sum((batch["labels"][:, 1:] != -100).sum() for batch in batches)
-    return Divisors(caption.float(), torch.zeros(()), len(batches))
+    return Divisors(caption.float(), {"": torch.zeros(())}, len(batches))
 
 
 def reference_of(model) -> LlavaForConditionalGeneration:
@@ -97,7 +97,7 @@ def test_pat_adds_weight_times_sum_over_count(parts) -> None:
 def test_a_count_known_to_nobody_is_the_mean_over_micro_batches(parts) -> None:
     first, second = batches_of(parts, [0], [3])
     task = AlignedTraining(parts.model, build_objective("pat", schedule="constant"), 1.0)
-    unknown = Divisors(window(first, second).caption, None, 2)
+    unknown = Divisors(window(first, second).caption, {"": None}, 2)
     for batch in (first, second):
         out = task(batch, 0, 1, unknown)
         expected = out["caption_sum"] / unknown.caption + out["alignment_sum"] / out["alignment_count"] / 2
