@@ -19,6 +19,7 @@ FLOOR = {
     "training": 2,
     "merge": 2,
     "evaluation": 2,
+    "labelling": 2,
     "convert": 3,
 }
 ENTRY_FOLDERS = ("train", "eval")

@@ -169,6 +169,8 @@ def _check_block(dataset: LlavaDataset, start: int, num_patches: int, on_bad: On
     with ThreadPoolExecutor(_THREADS) as threads:
         sizes = threads.map(lambda pair: check_image(dataset.image_path(*pair), pair[0].where), named)
         for (record, name), size in zip(named, sizes, strict=True):
+            if dataset.patch_words is not None:
+                dataset.patch_words.check_image(name, dataset.image_path(record, name), record.where)
             annotated = dataset.regions.get(name) if dataset.regions is not None else None
             if annotated is not None:
                 compare_sizes(record, annotated, size)

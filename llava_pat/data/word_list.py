@@ -20,7 +20,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -176,7 +176,17 @@ def fold_words(written: Counter[str], fold: str) -> Counter[str]:
     return folded
 
 
-def _singular(word: str, known: Counter[str]) -> str:
+def words_in(label: str, words: Mapping[str, int]) -> set[int]:
+    """Which entries of a word list (word -> its place) a label contains: as written, in lower case, or its singular."""
+    found = set()
+    for word in split_words(label):
+        for form in (word, word.lower(), _singular(word.lower(), words)):
+            if form in words:
+                found.add(words[form])
+    return found
+
+
+def _singular(word: str, known: Container[str]) -> str:
     if word.endswith("'s"):
         word = word[:-2]
     for ending, instead in (("ies", "y"), ("s", ""), ("es", "")):

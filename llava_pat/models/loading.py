@@ -19,6 +19,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     BaseImageProcessor,
+    CLIPModel,
     CLIPVisionModel,
     Dinov2Model,
     Dinov2WithRegistersModel,
@@ -132,6 +133,31 @@ def load_vision_tower(name_or_path: str | Path, dtype: torch.dtype, attn_impleme
     surplus = {key for key in info["unexpected_keys"] if not key.startswith(_OTHER_HALF)}
     _refuse_bad_load(f"vision tower {name_or_path}", info["missing_keys"], info["mismatched_keys"], surplus)
     return VisionTower(model, side)
+
+
+def load_whole_clip(name_or_path: str | Path, dtype: torch.dtype) -> CLIPModel:
+    """Both towers of a CLIP with their projections (a folder or hub id), frozen and in eval mode.
+
+    Raises ValueError when it is another architecture or when a weight is missing or has another shape.
+    """
+    name_or_path = str(name_or_path)
+    kind = AutoConfig.from_pretrained(name_or_path).model_type
+    if kind.startswith("siglip"):
+        raise ValueError(
+            f"{name_or_path}: SigLIP's images enter the space of its texts through a pooling head, and no single patch "
+            "does (SEA, which used SigLIP, does not say how). Take the labels of a CLIP with as many patches, "
+            "--patch_words_tower"
+        )
+    if kind != "clip":
+        raise ValueError(
+            f"{name_or_path}: its config.json says model_type {kind!r}, which has no text encoder that its patches "
+            "could be compared with; give a whole CLIP ('clip'), such as openai/clip-vit-large-patch14-336"
+        )
+    with _hugging_face_report_off(), _damaged_file_named(name_or_path):
+        model, info = CLIPModel.from_pretrained(name_or_path, dtype=dtype, output_loading_info=True)
+    surplus = {key for key in info["unexpected_keys"] if not key.endswith(".position_ids")}
+    _refuse_bad_load(f"CLIP {name_or_path}", info["missing_keys"], info["mismatched_keys"], surplus)
+    return model.requires_grad_(False).eval()
 
 
 def load_language_model(

@@ -6,6 +6,7 @@ Names: `open_clip:MODEL/PRETRAINED` (such as open_clip:ViT-L-14/datacomp_xl_s13b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -138,6 +139,14 @@ def load_open_clip_tower(name_or_path: str, dtype: torch.dtype) -> OpenClipTower
         device="cpu",
     )
     return OpenClipTower(model.visual.to(dtype))
+
+
+def load_open_clip(name_or_path: str) -> tuple[nn.Module, Callable[[list[str]], Tensor]]:
+    """A whole open_clip model in eval mode, and its tokenizer. Errors as `load_open_clip_tower`."""
+    open_clip = _open_clip(name_or_path)
+    model_name, pretrained = _parse(name_or_path)
+    model = open_clip.create_model(model_name, pretrained=pretrained, require_pretrained=True, device="cpu")
+    return model.eval(), open_clip.get_tokenizer(model_name)
 
 
 def load_open_clip_processor(name_or_path: str) -> CLIPImageProcessorPil | SiglipImageProcessorPil:

@@ -80,8 +80,8 @@ class DataArguments:
     )
     patch_words_args: dict[str, Any] | str | None = option(
         None,
-        "Switches of the labels, a mapping or JSON: n, sign, centring, source ... What label_patches.sh makes, and what "
-        "the folder must then have been made with.",
+        "Switches of the labels, a mapping or JSON: n, sign, centring, source ... What label_patches.sh makes, and "
+        "what the folder must then have been made with.",
     )
     eval_data_path: str | None = option(None, "Held-out LLaVA JSON or JSONL: caption loss before, during and after.")
     eval_image_folder: str | None = option(None, "Image folder of the held-out records. Default: image_folder.")

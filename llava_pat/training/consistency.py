@@ -280,6 +280,6 @@ def _check_objective(data: DataArguments, alignment: AlignmentArguments) -> None
         )
     if "patch_words" in needed and data.patch_words_path is None:
         raise ConfigError(
-            f"--alignment {alignment.alignment} needs labels of patches: make them with `bash scripts/label_patches.sh` "
-            "and give --patch_words_path FOLDER, or choose --alignment none"
+            f"--alignment {alignment.alignment} needs labels of patches: make them with `bash "
+            "scripts/label_patches.sh` and give --patch_words_path FOLDER, or choose --alignment none"
         )

@@ -15,8 +15,12 @@ from llava_pat.training.parts import Parts
 def check_data(parts: Parts, data: DataArguments, main: bool) -> Parts:
     """`parts` without the records that cannot be trained on; prints what the data hold.
 
-    Raises DataError for the first bad record, or with --bad_records skip ConfigError when too many would be left out.
+    Raises ConfigError for patch labels of another tower, DataError for the first bad record, or with --bad_records
+    skip ConfigError when too many would be left out.
     """
+    if parts.words is not None and main:
+        parts.words.check_tower()
+        print(parts.words, flush=True)
     train = _check("training", parts.train, parts, data, main)
     held_out = None if parts.held_out is None else _check("held-out", parts.held_out, parts, data, main)
     return parts._replace(train=train, held_out=held_out)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from llava_pat.alignment import requirements
 from llava_pat.data.collate import Collator
 from llava_pat.data.dataset import LlavaDataset
 from llava_pat.data.geometry import geometry_for
@@ -28,6 +29,7 @@ from llava_pat.models.vlm import VisionLanguageModel
 from llava_pat.training.arguments import ModelArguments, PretrainArguments, TrainingArguments
 from llava_pat.training.finetune_arguments import FinetuneArguments
 from llava_pat.training.flags import ConfigError
+from llava_pat.training.patch_words import PatchWordSource, open_patch_words
 from llava_pat.types import DataError
 
 RANDOM_PROJECTOR = "none"
@@ -41,6 +43,7 @@ class Parts(NamedTuple):
     train: LlavaDataset
     held_out: LlavaDataset | None
     collator: Collator
+    words: PatchWordSource | None = None  # labels of patches, where the objective learns from them
     own_tower: bool = False  # the vision tower is not, or will not be, the one that its name says: it was trained
 
 
@@ -202,9 +205,25 @@ def _with_data(arguments: PretrainArguments | FinetuneArguments, model: VisionLa
     if data.eval_data_path:
         images = data.eval_image_folder or data.image_folder
         held_out = dataset(data.eval_data_path, images, data.eval_regions_path)
-    collator = Collator(model.num_patches, tokenizer.pad_token_id, training.model_max_length)
+    words = None
+    if "patch_words" in requirements(arguments.alignment.plan()):
+        with blamed_on("patch_words_path", "patch_words_tower"):
+            words = open_patch_words(
+                data.patch_words_path,
+                data.patch_words,
+                data.patch_words_tower or model_arguments.vision_tower,
+                data.patch_words_args,
+                geometry,
+                model.patch_size,
+                data.image_aspect_ratio,
+                tokenizer,
+            )
+    collator = Collator(
+        model.num_patches, tokenizer.pad_token_id, training.model_max_length, words.tokens if words else None
+    )
     train = dataset(data.data_path, data.image_folder, data.regions_path)
-    return Parts(model, tokenizer, train, held_out, collator, own_tower)
+    train.patch_words = words.folder if words else None
+    return Parts(model, tokenizer, train, held_out, collator, words, own_tower)
 
 
 @contextlib.contextmanager
@@ -212,7 +231,7 @@ def blamed_on(*flags: str) -> Iterator[None]:
     """What transformers or a room of ours says about the user's files becomes an error of these flags."""
     try:
         yield
-    except DataError:
+    except (ConfigError, DataError):
         raise
     except (ValueError, OSError) as error:
         raise ConfigError(f"{' and '.join(f'--{flag}' for flag in flags)}: {error}") from error
