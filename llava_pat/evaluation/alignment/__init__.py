@@ -1,0 +1,1 @@
+"""How near projected patches and words lie: measures of any checkpoint, controls beside them, one report."""
