@@ -33,6 +33,27 @@ launch() {
     fi
 }
 
+config_file() {  # NAME SUFFIX: the YAML that they name, as seen from the repository
+    local name="$1" suffix="$2" config
+    if [[ -f "$name" ]]; then
+        echo "$(cd "$(dirname "$name")" && pwd)/$(basename "$name")"
+        return
+    fi
+    name="${name%.yaml}"
+    config="scripts/configs/${name%"$suffix"}$suffix.yaml"
+    if [[ ! -f "$LLAVA_PAT_ROOT/$config" ]]; then
+        echo "$config: no such file; there are: $(cd "$LLAVA_PAT_ROOT/scripts/configs" && echo *"$suffix".yaml)" >&2
+        return 1
+    fi
+    echo "$config"
+}
+
+make_playground_for() {  # CONFIG: from the repository
+    if [[ "$(basename "$1")" == playground* ]]; then
+        python -m playground.generate --if_absent  # the small world is generated, not tracked: about a minute, once
+    fi
+}
+
 launch_config() {
     local script="$1" name="$2" suffix="$3" config
     shift 3
@@ -40,19 +61,8 @@ launch_config() {
         name="$1"
         shift
     fi
-    if [[ -f "$name" ]]; then
-        config="$(cd "$(dirname "$name")" && pwd)/$(basename "$name")"
-    else
-        name="${name%.yaml}"
-        config="scripts/configs/${name%"$suffix"}$suffix.yaml"
-    fi
+    config="$(config_file "$name" "$suffix")" || return 1
     cd "$LLAVA_PAT_ROOT"
-    if [[ ! -f "$config" ]]; then
-        echo "$config: no such file; there are: $(cd scripts/configs && echo *"$suffix".yaml)" >&2
-        return 1
-    fi
-    if [[ "$(basename "$config")" == playground* ]]; then
-        python -m playground.generate --if_absent  # the small world is generated, not tracked: about a minute, once
-    fi
+    make_playground_for "$config"
     launch "$script" --config "$config" "$@"
 }

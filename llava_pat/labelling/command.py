@@ -51,6 +51,7 @@ A report comes first: what each sign x centring x source gives on a sample of th
 how often it is right. Then the labels are written to a folder for training (--patch_words_path there). A killed run
 goes on where it stopped."""
 _SWITCHES = [field.name for kind in (LabelSwitches, WordListSettings) for field in dataclasses.fields(kind)]
+_FOR_TRAINING = "--for_training"
 _REQUIRED = ("data_path", "image_folder", "vision_tower", "patch_words_path")
 
 
@@ -103,17 +104,26 @@ def build_parser() -> argparse.ArgumentParser:
     add("--batch_size", type=int, default=64, help="images at a time (default: %(default)s)")
     add("--num_workers", type=int, default=2, help="processes that read images (default: %(default)s)")
     add("--device", help="default: the GPU if there is one")
+    add(
+        _FOR_TRAINING, nargs=argparse.REMAINDER,
+        help="flags of a training behind it: those above that are among them count, the others do not matter here",
+    )  # fmt: skip
     return parser
 
 
 def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Flags, and what the YAML says for those that were not given. ValueError for what is missing or contradicts."""
     parser = build_parser()
-    config = parser.parse_args(argv).config
+    own, training = list(argv), []
+    if _FOR_TRAINING in own:
+        place = own.index(_FOR_TRAINING)
+        own, training = own[:place], own[place + 1 :]
+    config = parser.parse_args(own).config
     if config is not None:
         known = {action.dest for action in parser._actions}
         parser.set_defaults(**{name: value for name, value in _read_yaml(Path(config)).items() if name in known})
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(own)
+    parser.parse_known_args(training, arguments)
     missing = [f"--{name}" for name in _REQUIRED if vars(arguments)[name] is None]
     if missing:
         raise ValueError(

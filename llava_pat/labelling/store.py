@@ -46,10 +46,10 @@ def open_folder(folder: Path, meta: FolderMeta, words: WordList, images: Sequenc
     DataError when it holds labels of something else (what differs is named), or files that are no labels.
     """
     if (folder / META).is_file():
-        old = asdict(load_meta(folder))
-        differ = [key for key, value in asdict(meta).items() if key not in ("tower", "data_path") and old[key] != value]
+        old, new = _flat(load_meta(folder)), _flat(meta)
+        differ = [key for key in new | old if old.get(key) != new.get(key)]
         if differ:
-            shown = "; ".join(f"{key}: {_short(old[key])} there, {_short(asdict(meta)[key])} now" for key in differ)
+            shown = "; ".join(f"{key}: {_short(old.get(key))} there, {_short(new.get(key))} now" for key in differ)
             raise DataError(f"{folder} holds other labels ({shown}). Delete it, or choose another folder")
         if read_images(folder) != list(images):
             raise DataError(f"{folder} holds labels of other images than now. Delete it, or choose another folder")
@@ -62,6 +62,13 @@ def open_folder(folder: Path, meta: FolderMeta, words: WordList, images: Sequenc
     (folder / IMAGES).write_text(json.dumps(list(images), ensure_ascii=False) + "\n", encoding="utf-8")
     meta.save(folder)  # last: from here on the folder is these labels'
     return False
+
+
+def _flat(meta: FolderMeta) -> dict[str, object]:
+    """Every switch by its own name; without the names of files, which may be spelt in several ways."""
+    values = asdict(meta)
+    switches = values.pop("switches")
+    return {key: value for key, value in values.items() if key not in ("tower", "data_path")} | switches
 
 
 def _short(value: object) -> str:

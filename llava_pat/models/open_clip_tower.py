@@ -145,7 +145,8 @@ def load_open_clip(name_or_path: str) -> tuple[nn.Module, Callable[[list[str]], 
     """A whole open_clip model in eval mode, and its tokenizer. Errors as `load_open_clip_tower`."""
     open_clip = _open_clip(name_or_path)
     model_name, pretrained = _parse(name_or_path)
-    model = open_clip.create_model(model_name, pretrained=pretrained, require_pretrained=True, device="cpu")
+    with torch.random.fork_rng():  # a run's random state must not depend on what is looked at on the way
+        model = open_clip.create_model(model_name, pretrained=pretrained, require_pretrained=True, device="cpu")
     return model.eval(), open_clip.get_tokenizer(model_name)
 
 
