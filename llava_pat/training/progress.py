@@ -37,7 +37,7 @@ class StepLines(TrainerCallback):
         left = (time.perf_counter() - self._start) / max(done, 1) * (state.max_steps - state.global_step)
         parts = [f"step {state.global_step}/{state.max_steps}", f"caption {logs['caption_loss']:.4f}"]
         if logs["alignment_items"]:
-            parts.append(f"alignment {logs['alignment_loss']:.4f} x {logs['alignment_weight']:.3g}")
+            parts += _alignment(logs)
         parts += [
             f"grad {logs['grad_norm']:.3g}",
             f"lr {logs['learning_rate']:.3g}",
@@ -45,6 +45,16 @@ class StepLines(TrainerCallback):
             f"ETA {_clock(left)}",
         ]
         return " | ".join(parts)
+
+
+def _alignment(logs: Mapping[str, Any]) -> list[str]:
+    """Loss and weight of the objective; of several, each one's (the names: trainer.alignment_log)."""
+    names = [name.removesuffix("_items") for name in logs if name.startswith("alignment/") and name.endswith("_items")]
+    parts = []
+    for name in names:
+        said = f"{logs[f'{name}_loss']:.4f} x {logs[f'{name}_weight']:.3g}"
+        parts.append(f"{name.removeprefix('alignment/')} {said}")
+    return parts or [f"alignment {logs['alignment_loss']:.4f} x {logs['alignment_weight']:.3g}"]
 
 
 _SHOWN = {f"eval_{name}" for name in ("caption_loss", "patch_cosine", "hit_at_1", "hit_at_5", "entropy_patches")}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from llava_pat.alignment import build_objective
 from llava_pat.alignment.pat import PatchAlignedTraining
-from llava_pat.types import AlignmentInputs, PatchRegions
+from llava_pat.types import AlignmentInputs, PatchRegions, PatchWords
 
 TABLE = torch.tensor([[9.0, 9.0], [2.0, 0.0], [0.0, 5.0], [0.0, 1.0], [1.0, 0.0]])
 """Words in the plane: 1 points along x, 2 along y; the label [3, 4] has the mean (.5, .5)."""
@@ -146,3 +147,27 @@ def test_patch_best_ignores_nearer_labels_of_other_patches():
     inputs = make([[[-1.0, 0.0], [0.0, 1.0]]], [[1.0, 0.0], [0.0, 1.0]], [0, 0], [[1], [2]])
     total, count, _ = run(inputs, unit="patch", multi_label="best")
     assert (count, total) == (2, pytest.approx(2.0, abs=1e-6))  # cos -1 to its own label; word 2 would be nearer
+
+
+def test_patch_words_as_regions_by_hand(scene):
+    """Shares of a patch's scores take the place of coverage: patch 0 word 1, patch 1 word 2, patch 2 a quarter and the
+    rest. Regions in the batch are not looked at."""
+    texts = torch.tensor([[1], [2]])
+    words = PatchWords(
+        torch.tensor([[[0, -1], [1, -1], [1, 0]]]),
+        torch.tensor([[[0.3, 0.0], [2.0, 0.0], [0.6, 0.2]]]),
+        texts,
+        texts > 0,
+    )
+    inputs = replace(scene, patch_words=words)
+    for keywords in ({}, {"unit": "patch"}, {"unit": "patch", "multi_label": "mean"}):
+        objective = build_objective("pat", labels="clip", **keywords)
+        given = PatchRegions(torch.tensor([[1.0, 0.0, 0.25], [0.0, 1.0, 0.75]]), torch.tensor([0, 0]), texts, texts > 0)
+        expected = build_objective("pat", **keywords)(replace(scene, regions=given))
+        found = objective(inputs)
+        assert found.total.item() == pytest.approx(expected.total.item(), abs=1e-6)
+        assert found.count == expected.count == objective.count(scene.regions, words)
+    best = build_objective("pat", labels="clip", top_n=1, unit="patch")
+    assert best.count(None, words) == 3 and build_objective("pat", labels="clip", unit="patch").count(None, words) == 4
+    assert best.requires == {"patch_words"} and build_objective("pat").requires == {"regions"}
+    assert best.count(scene.regions, None) is None

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from transformers import TrainerCallback
 
 # fp32 sums in another order and in matmuls of other shapes over three steps: measured below 5e-6 of the largest entry.
 TOLERANCE = 1e-5
+
+# No random choice, so that a step can be computed again.
+SEA = {"labels": "regions", "window": 0, "sampling": "best", "dedup": "mask", "min_coverage": 0.0}
 
 
 class Gradients(TrainerCallback):
@@ -71,26 +76,46 @@ def test_a_short_last_window_is_divided_by_what_it_holds(make_trainer) -> None:
     assert_same(cut, whole)
 
 
-def test_a_count_that_the_data_do_not_tell_is_the_mean_over_micro_batches(make_trainer) -> None:
-    chosen = {"alignment": "my_package.my_module", "alignment_args": '{"noise": 0.0}', "alignment_schedule": "linear"}
+@pytest.mark.parametrize("objective, keywords", [("my_package.my_module", {"noise": 0.0}), ("sea", SEA)])
+def test_a_count_that_the_data_do_not_tell_is_the_mean_over_micro_batches(make_trainer, objective, keywords) -> None:
+    chosen = {"alignment": objective, "alignment_args": json.dumps(keywords)}
     made = make_trainer(**flags(3, 2, max_steps=1, **chosen))
     batches = list(made.trainer.get_train_dataloader())[:2]
     (gradients,), _ = run(made, 1)
 
     again = make_trainer(**flags(3, 2, max_steps=1, **chosen))
     tokens = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
-    model, objective = again.task.model, again.task.objective
+    model, own = again.task.model, again.task.objective
     total = 0
     for batch in batches:
         features = model.encode_images(batch["pixel_values"])
         patches = model.project(features)
         hidden = model.forward_hidden(batch["input_ids"], batch["attention_mask"], patches)
-        aligned = objective(again.task._alignment_inputs(batch, features, patches, 0, 1))
+        aligned = own(again.task._alignment_inputs(batch, features, patches, 0, 1))
         total = total + model.caption_loss_sum(hidden, batch["labels"])[0] / tokens
         total = total + 2 * aligned.total / aligned.count.clamp_min(1) / len(batches)
     total.backward()
     expected = {name: p.grad for name, p in again.task.named_parameters() if p.requires_grad}
     assert_same([gradients], [expected])
+
+
+def test_pat_stays_exact_beside_an_objective_with_micro_batches(make_trainer) -> None:
+    """pat+sea with sea at weight 0 is pat, cut or whole; the log keeps them apart."""
+    arguments = {"sea": SEA | {"weight": 0.0}}
+    chosen = {"alignment": "pat+sea", "alignment_args": json.dumps(arguments)}
+    whole, _ = run(make_trainer(**flags(4, 1)), 3)
+    for batch, accumulation in ((4, 1), (1, 4)):
+        found, log = run(make_trainer(**flags(batch, accumulation, **chosen)), 3)
+        for step in found:
+            assert not step.pop("objective.parts.sea.log_scale").any()
+        assert_same(found, whole)
+        for line in log:
+            assert line["alignment/pat_items"] + line["alignment/sea_items"] == line["alignment_items"]
+            assert (line["alignment/pat_weight"], line["alignment/sea_weight"], line["alignment_weight"]) == (2, 0, 1)
+            assert line["loss"] == pytest.approx(line["caption_loss"] + line["alignment_loss"], abs=2e-4)
+            assert line["alignment_loss"] == pytest.approx(2 * line["alignment/pat_loss"], rel=1e-6)
+            assert {"alignment/sea_accuracy", "alignment/sea_skipped", "alignment/pat_patch_cosine"} <= line.keys()
+    assert sum(line["alignment/sea_skipped"] for line in log) > 0, "some micro-batches of one image have one word"
 
 
 def test_recomputing_activations_changes_nothing(make_trainer) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-from llava_pat.alignment import build_objective
+from llava_pat.alignment import build_objective, build_planned, plan_objectives
 from llava_pat.alignment.base import AlignmentObjective
 from llava_pat.training.task import AlignedTraining, Divisors
 from llava_pat.types import IMAGE_TOKEN_INDEX, AlignmentLoss
@@ -102,6 +102,28 @@ def test_a_count_known_to_nobody_is_the_mean_over_micro_batches(parts) -> None:
         out = task(batch, 0, 1, unknown)
         expected = out["caption_sum"] / unknown.caption + out["alignment_sum"] / out["alignment_count"] / 2
         torch.testing.assert_close(out["loss"].detach(), expected)
+
+
+def test_two_objectives_are_added_each_with_its_weight_and_divisor(parts) -> None:
+    """pat by the count of the window, sea by its own pairs and the number of micro-batches."""
+    arguments = {"sea": {"labels": "regions", "window": 0, "sampling": "best", "min_coverage": 0.0, "weight": 0.5}}
+    plan = plan_objectives("pat+sea", arguments, weight=3.0, schedule=None)
+    task = AlignedTraining(parts.model, build_planned(plan), {name: part.weight for name, part in plan.items()})
+    batches = batches_of(parts, [0, 3], [2, 6])
+    divisors = Divisors(window(*batches).caption, {"pat": torch.tensor(11.0), "sea": None}, 2)
+    assert task.weights(2, 8) == {"pat": 0.75, "sea": 0.5}
+    for batch in batches:
+        torch.manual_seed(0)
+        both = task(batch, 2, 8, divisors)
+        torch.manual_seed(0)
+        alone = AlignedTraining(parts.model, task.objective.parts["sea"], 1.0)(batch)
+        pat = AlignedTraining(parts.model, task.objective.parts["pat"], 1.0)(batch)
+        assert both["alignment_count@sea"] == alone["alignment_count"] > 2
+        assert both["alignment_sum@sea"] == alone["alignment_sum"] and both["alignment_sum@pat"] == pat["alignment_sum"]
+        sea = both["alignment_sum@sea"] / both["alignment_count@sea"] / 2
+        expected = both["caption_sum"] / divisors.caption + 0.75 * both["alignment_sum@pat"] / 11 + 0.5 * sea
+        torch.testing.assert_close(both["loss"].detach(), expected)
+        assert {"alignment/accuracy@sea", "alignment/region_cosine@pat", "counter/skipped@sea"} <= both.keys()
 
 
 class WithParameter(AlignmentObjective):
