@@ -123,6 +123,19 @@ def test_objective_keywords_from_yaml_and_flag(tmp_path: Path) -> None:
     assert alignment.plan()[""].keywords == {"unit": "region", "schedule": "constant"}
 
 
+def test_several_objectives_from_a_yaml(tmp_path: Path) -> None:
+    path = yaml_file(
+        tmp_path,
+        "alignment: pat+sea\nregions_path: r.jsonl\nalignment_weight: 3\noutput_dir: llava-{alignment}\n"
+        "alignment_args:\n  pat: {unit: patch}\n  sea: {labels: regions, weight: 0.5, schedule: linear}\n",
+    )
+    arguments = parse_pretrain(["--config", str(path), *NEEDED])
+    plan = arguments.alignment.plan()
+    assert (plan["pat"].weight, plan["pat"].keywords) == (3.0, {"unit": "patch"})
+    assert (plan["sea"].weight, plan["sea"].keywords) == (0.5, {"labels": "regions", "schedule": "linear"})
+    assert arguments.training.output_dir == "llava-pat-sea"
+
+
 def test_the_baseline_behind_a_pat_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = yaml_file(tmp_path, "alignment: pat\nregions_path: r.jsonl\nalignment_args: {unit: patch}\n")
     alignment = parse_pretrain(["--config", str(path), *NEEDED, "--alignment", "none"]).alignment

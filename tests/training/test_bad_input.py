@@ -87,6 +87,16 @@ def test_unknown_objective_and_keyword(refused) -> None:
     assert_names(refused(alignment_args='{"unit": "pixel"}'), "unit", "pixel", "region")
 
 
+def test_several_objectives(refused) -> None:
+    assert_names(refused(alignment="pat+pat"), "--alignment pat+pat", "twice")
+    assert_names(refused(alignment="pat+sae"), "'sae'", "none, pat, sea")
+    assert_names(refused(alignment="pat+sea", alignment_args='{"unit": "patch"}'), "unit", "pat and sea")
+    assert_names(refused(alignment="pat+sea", alignment_args='{"sea": {"windows": 2}}'), "sea", "windows", "window=2")
+    assert_names(refused(alignment="pat+sea", alignment_args='{"sea": {"weight": -2}}'), "sea", "weight", "-2")
+    chosen = '{"pat": {"schedule": "cosine"}, "sea": {"labels": "regions"}}'
+    assert_names(refused(alignment="pat+sea", alignment_args=chosen), "schedule", "cosine", "linear")
+
+
 # ---- models
 
 

@@ -128,6 +128,28 @@ def test_zero2_in_bf16_with_a_foreign_objective(world, single: Path, tmp_path: P
     assert not torch.equal(trained["head.weight"], begun["head.weight"])
 
 
+def test_contrasting_over_two_ranks_is_one_process(world, tmp_path: Path) -> None:
+    """pat+sea: SEA's negatives come from both ranks, some of which have no label at all.
+
+    A micro-batch of one process is as large as those of both ranks. No random choice.
+    """
+    sea = {"labels": "regions", "window": 0, "sampling": "best", "dedup": "mask", "min_coverage": 0.0}
+    chosen = {"alignment": "pat+sea", "alignment_args": json.dumps({"sea": sea | {"weight": 1.0}})}
+    one, two = tmp_path / "llava-one", tmp_path / "llava-two"
+    pretrain(world.argv(one, **flags(world, 3, **chosen, per_device_train_batch_size=2)))
+    two_processes(world, two, **chosen)
+    assert_same_run(two, one)
+    trained, expected = (load_file(folder / "alignment_objective.safetensors") for folder in (two, one))
+    assert set(trained) == {"parts.sea.log_scale"} and trained["parts.sea.log_scale"].abs() > 1e-3
+    torch.testing.assert_close(trained["parts.sea.log_scale"], expected["parts.sea.log_scale"], **TOLERANCE)
+    lines = [json.loads((folder / "trainer_state.json").read_text())["log_history"] for folder in (two, one)]
+    for ours, theirs in zip(*([line for line in log if "caption_loss" in line] for log in lines), strict=True):
+        names = [name for name in ours if name.startswith("alignment/")]
+        assert {"alignment/sea_accuracy", "alignment/sea_skipped", "alignment/pat_loss"} <= set(names)
+        for name in names:
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-6), name
+
+
 def test_ddp_is_one_process(world, single: Path, tmp_path: Path) -> None:
     out = tmp_path / "llava-run"
     two_processes(world, out)

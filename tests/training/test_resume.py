@@ -25,6 +25,28 @@ def lines(out: Path) -> list[dict]:
     return [{k: v for k, v in line.items() if not k.endswith(timed)} for line in history if "caption_loss" in line]
 
 
+def test_random_choices_of_an_objective_go_on_to_the_bit(world, tmp_path: Path) -> None:
+    """SEA draws patches, words and pairs; its temperature trains. A run that ended after step 4 of 6 goes on."""
+    flags = {
+        "alignment": "pat+sea", "alignment_args": '{"sea": {"labels": "regions", "min_coverage": 0.0}}',
+        "logging_steps": 1, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1,
+    }  # fmt: skip
+    whole, again = tmp_path / "llava-whole", tmp_path / "llava-again"
+    pretrain(world.argv(whole, **flags))
+    again.mkdir()
+    for name in ("config.yaml", "metrics_init.json"):
+        shutil.copy(whole / name, again / name)
+    shutil.copytree(whole / "checkpoint-4", again / "checkpoint-4")
+    pretrain(world.argv(again, **flags))
+    assert lines(again) == lines(whole) and len(lines(whole)) == 6
+    assert sum(line["alignment/sea_items"] for line in lines(whole)) > 10
+    for name in ("mm_projector.bin", "alignment_objective.safetensors"):
+        assert (again / name).read_bytes() == (whole / name).read_bytes()
+    other = tmp_path / "llava-other"
+    pretrain(world.argv(other, **flags, seed=2))
+    assert lines(other) != lines(whole)
+
+
 def test_a_killed_run_goes_on_to_the_bit(world, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """With accumulation, workers, an objective that has parameters and draws noise, and measures in between."""
     flags = {
