@@ -1,18 +1,21 @@
 """What is said about a scene: captions, questions and answers, referring expressions, and the scene as text.
 
 Boxes are written as LLaVA writes them: `[x1, y1, x2, y2]`, 0-1 with two decimals, relative to the padded square
-(the image centred on a square canvas of its longer side), whichever geometry the pixels see.
+(the image centred on a square canvas of its longer side), whichever geometry the pixels see. They are rounded to
+twentieths: a small world has too few examples to learn a hundred numbers one by one, and a patch is a tenth wide.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import permutations
+from math import floor
 
 import numpy as np
 
 from playground.world import COLOURS, DIGITS, KINDS, SHAPES, Scene, Thing
 
+STEPS = 20  # a written coordinate is a multiple of 1 / STEPS
 MARGIN = 0.08  # two centres must be this far apart (share of the padded square) for a relation to be asked about
 RELATIONS = ("left of", "right of", "above", "below")
 QUESTION_TYPES = ("kind", "colour", "count", "existence", "relation")
@@ -45,7 +48,8 @@ def square_box(scene: Scene, box: tuple[int, int, int, int]) -> tuple[float, flo
 
 
 def write_box(scene: Scene, box: tuple[int, int, int, int]) -> str:
-    return "[" + ", ".join(f"{value:.2f}" for value in square_box(scene, box)) + "]"
+    """The box in a text, each side at the nearest twentieth."""
+    return "[" + ", ".join(f"{floor(value * STEPS + 0.5) / STEPS:.2f}" for value in square_box(scene, box)) + "]"
 
 
 def article(words: str) -> str:

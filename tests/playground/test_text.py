@@ -149,7 +149,7 @@ def test_boxes_are_llavas(scenes, size):
 def test_boxes_by_hand():
     tall = world.Scene(np.zeros((112, 80, 3), np.uint8), np.full((112, 80), -1, np.int8), ())
     assert text.square_box(tall, (0, 0, 80, 112)) == (16 / 112, 0.0, 96 / 112, 1.0)
-    assert text.write_box(tall, (0, 0, 80, 112)) == "[0.14, 0.00, 0.86, 1.00]"
+    assert text.write_box(tall, (0, 0, 80, 112)) == "[0.15, 0.00, 0.85, 1.00]"
 
 
 def test_written_boxes_have_two_decimals(scenes):
@@ -158,7 +158,7 @@ def test_written_boxes_have_two_decimals(scenes):
             written = text.write_box(scene, thing.box)
             assert re.fullmatch(r"\[(?:[01]\.\d\d, ){3}[01]\.\d\d\]", written), written
             values = [float(value) for value in written[1:-1].split(", ")]
-            assert np.allclose(values, text.square_box(scene, thing.box), atol=0.005 + 1e-9)
+            assert np.allclose(values, text.square_box(scene, thing.box), atol=0.025 + 1e-9)
 
 
 def test_boxes_both_ways(scenes, oracle):
