@@ -21,6 +21,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_namespace_packages(include=["llava_pat", "llava_pat.*"]),
+    package_data={"llava_pat.evaluation.alignment.report": ["page.css", "explorer.js"]},
     install_requires=[
         "torch>=2.6",
         "transformers>=5.17,<6",
@@ -48,8 +49,9 @@ setup(
         "open-clip": ["torch==2.13.0", "torchvision==0.28.0", "open_clip_torch==3.3.0"],
         # the same pair for the same reason; decord is what lmms-eval's llava_hf imports without asking for it
         "lmms": ["torch==2.13.0", "torchvision==0.28.0", "lmms-eval==0.7.3", "decord"],
+        "report": ["contourpy", "matplotlib"],
         "eval": ["pycocoevalcap", "openpyxl", "pyarrow"],
-        "dev": ["pytest>=8", "ruff", "mistral-common", "scikit-learn", "scipy", "tensorboard", "wandb"],
+        "dev": ["pytest>=8", "ruff", "matplotlib", "mistral-common", "scikit-learn", "scipy", "tensorboard", "wandb"],
     },
     classifiers=[
         "Programming Language :: Python :: 3",
