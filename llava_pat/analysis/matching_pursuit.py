@@ -113,7 +113,8 @@ def _pursue(
 def _best_word(
     left: Tensor, word_vectors: Tensor, dtype: torch.dtype, taken: Tensor, signed: bool, keep: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Largest inner product (signed, or by size) [p] and its word [p]; never a word already taken [p, step]."""
+    """Largest inner product (signed, or by size) [p] and its word [p]; never a word already taken [p, step] (under
+    TF32, which is coarser than NO_GAIN, its product with what is left is not quite 0)."""
 
     def products(rows: slice, columns: slice) -> Tensor:
         tile = left[rows] @ unit_rows(word_vectors[columns], dtype).T

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from llava_pat.analysis import matching_pursuit as matching_pursuit_module
 from llava_pat.analysis import tiles
 from llava_pat.analysis.matching_pursuit import matching_pursuit, non_negative_fit
 
@@ -118,6 +119,15 @@ def test_kept_words_equal_words_and_too_few_words():
     assert matching_pursuit(patch, words, 3, 0.0, keep=torch.tensor([False, True, True])).atoms.tolist() == [[1, 2, -1]]
     twice = matching_pursuit(patch, words, 3, 0.0)
     assert set(twice.atoms[0].tolist()) in ({0, 2, -1}, {1, 2, -1})
+
+
+def test_no_word_is_taken_twice_however_coarse_the_products(monkeypatch):
+    # as under TF32, where what is left keeps a product with the words already taken
+    monkeypatch.setattr(matching_pursuit_module, "NO_GAIN", -1.0)
+    found = matching_pursuit(rows([3, 4, 5]), rows([1, 0, 0], [0, 1, 0]), 4, stop_at=0.0)
+    assert found.atoms.tolist() == [[1, 0, -1, -1]] and found.explained[0].tolist() == pytest.approx(
+        [0.32, 0.5, 0.5, 0.5]
+    )
 
 
 def test_chunks_change_nothing(monkeypatch):

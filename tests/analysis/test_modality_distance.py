@@ -30,7 +30,8 @@ def test_long_vectors_close_together_in_fp32():
     distance = pytest.importorskip("scipy.spatial.distance")
     torch.manual_seed(0)
     words = 50 + torch.randn(300, 64)
-    patches = words[:40] + 0.01 * torch.randn(40, 64)
+    patches = words[:100] + 0.01 * torch.randn(100, 64)
+    words = torch.cat([words, words + 0.01 * torch.randn(300, 64)])  # squares of 160,000, which differ by 0.01
     expected = distance.cdist(patches.double(), words.double()).min(-1)
     assert np.allclose(nearest_word_distances(patches, words), expected, rtol=1e-4)
     with torch.autocast("cpu", torch.bfloat16):

@@ -64,6 +64,12 @@ def test_class_of_a_patch_is_what_covers_most_of_it():
     assert low.tolist() == [[1, 0, -1, 1, 0], [-1] * 5, [-1, -1, 0, -1, 0]]
 
 
+def test_overlapping_regions_of_one_class_cover_no_more_than_the_patch():
+    coverage = torch.tensor([[0.8], [0.8], [1.0]])
+    found = patch_classes(coverage, torch.zeros(3).long(), torch.tensor([1, 1, 0]), images=1, classes=2)
+    assert found.tolist() == [[0]]  # 1 against 1, not 1 against 1.6
+
+
 def test_class_of_a_region_is_its_only_word():
     targets = torch.tensor([[0, 1, 0], [0, 0, 0], [1, 0, 1], [0, 0, 1]]).bool()
     assert region_classes(targets).tolist() == [1, UNLABELLED, UNLABELLED, 2]
