@@ -24,6 +24,7 @@ have scenes and handwritten digits of their own. Everything follows from --seed,
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 from collections import Counter
@@ -47,7 +48,7 @@ def generate(out: Path, train: int, val: int, seed: int, workers: int, test: int
     """Writes everything below `out` and returns the manifest, which is written last: a killed run leaves none."""
     from tqdm import tqdm
 
-    manifest = {"train": train, "val": val, "test": test, "seed": seed}
+    manifest = {"train": train, "val": val, "test": test, "seed": seed, "made_by": made_by()}
     made: dict[str, list[dict]] = {}
     with ProcessPoolExecutor(workers) as pool:
         for split, count in (("train", train), ("val", val), ("test", test)):
@@ -69,6 +70,15 @@ def generate(out: Path, train: int, val: int, seed: int, workers: int, test: int
     manifest |= {"objects": len(things), "sharing_kind_or_colour": round(float(np.mean(things)), 4)}
     _write(out / MANIFEST, manifest)
     return manifest
+
+
+def made_by() -> str:
+    """Hash of the code that decides what is in the files: data of older code is not this very data."""
+    digest = hashlib.sha256()
+    for module in (world, text):
+        digest.update(Path(module.__file__).read_bytes())
+    digest.update(Path(__file__).read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _one_scene(out: Path, split: str, seed: int, index: int) -> dict:
@@ -127,14 +137,14 @@ def _record(name: str, image: str | None, turns: list[tuple[str, str]]) -> dict:
 def _instructions(
     scene: world.Scene, rng: np.random.Generator, name: str, image: str
 ) -> tuple[list[dict], list[list[str]]]:
-    """One conversation about the image: questions of every type, one or two boxes, sometimes a caption.
+    """One conversation about the image: questions of every type, the box of every object, sometimes a caption.
 
     Now and then one without an image comes with it, about the scene as text. Returns the records, and the types of
     their turns.
     """
     asked = text.questions(scene, rng)
     order = rng.permutation(len(scene.things))
-    asked += [text.rec(scene, scene.things[i], rng) for i in order[:2]]
+    asked += [text.rec(scene, scene.things[i], rng) for i in order]
     asked.append(text.reg(scene, scene.things[order[-1]]))
     if rng.random() < 0.5:
         asked.append(text.describe(scene, rng))
@@ -271,7 +281,8 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     asked = {name: vars(arguments)[name] for name in ("train", "val", "test", "seed")}
     manifest = arguments.out / MANIFEST
-    if arguments.if_absent and manifest.exists() and asked.items() <= json.loads(manifest.read_text()).items():
+    wanted = asked | {"made_by": made_by()}
+    if arguments.if_absent and manifest.exists() and wanted.items() <= json.loads(manifest.read_text()).items():
         print(f"playground data: {arguments.out} holds it already")
         return
     manifest.unlink(missing_ok=True)

@@ -96,7 +96,7 @@ def test_instruction_records(made):
     assert [record.images[0] for record in with_image] == [f"train/{index:06d}.png" for index in range(TRAIN)]
     assert len({record.id for record in records}) == len(records)
     assert 0 < len(alone) < 0.25 * TRAIN, "a few text-only records in between"
-    for record in with_image:
+    for index, record in enumerate(with_image):
         asked = [turn.value for turn in record.turns if turn.role == "human"]
         assert asked[0].startswith("<image>\n")
         assert sum(text.SHORT_ANSWER in question for question in asked) == 1, "the hint comes once"
@@ -104,7 +104,7 @@ def test_instruction_records(made):
         assert hinted.endswith("\n" + text.SHORT_ANSWER)
         assert sum(question.removeprefix("<image>\n").startswith(text.REG_PROMPT) for question in asked) == 1
         boxes = [turn.value for turn in record.turns if turn.role == "gpt" and turn.value.startswith("[")]
-        assert len(boxes) == 2
+        assert len(boxes) == len(world.scene(SEED, "train", index).things), "the box of every object"
     for record in alone:
         scene = world.scene(SEED, "train", int(re.search(r"train-(\d+)-text", record.id)[1]))
         first = record.turns[0].value
@@ -151,6 +151,7 @@ def test_manifest(made):
         "val": VAL,
         "test": TEST,
         "seed": SEED,
+        "made_by": generate.made_by(),
         "objects": len(sharing),
         "sharing_kind_or_colour": round(sum(sharing) / len(sharing), 4),
     }
@@ -169,9 +170,13 @@ def test_if_absent(made, tmp_path, capsys, monkeypatch):
     (tmp_path / generate.MANIFEST).write_text(json.dumps(other))
     run(tmp_path, "--if_absent")
     assert len(called) == 1, "another size is other data"
+    older = {"train": TRAIN, "val": VAL, "test": TEST, "seed": SEED, "made_by": "0" * 16}
+    (tmp_path / generate.MANIFEST).write_text(json.dumps(older))
+    run(tmp_path, "--if_absent")
+    assert len(called) == 2, "older code made other data"
     assert not (tmp_path / generate.MANIFEST).exists(), "what was there is no longer whole"
     run(tmp_path)
-    assert len(called) == 2
+    assert len(called) == 3
 
 
 def test_a_killed_run_leaves_no_manifest(tmp_path):
