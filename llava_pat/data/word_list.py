@@ -4,7 +4,7 @@ SEA (arXiv 2408.11813, appendix C) parses its whole pre-training corpus for "mea
 frequent words of a dictionary; neither its parser nor the list's size can be reconstructed from the text. So this is
 our own, plain rule, and all of it is a switch or a file:
 
-    a word        letters, with inner apostrophes and hyphens ("t-shirt"); printable; no digits
+    a word        letters, with inner apostrophes and hyphens ("t-shirt"); printable; no digits in it or beside it
     folded        to lower case, and a plural to its singular when the corpus has both ("circles" -> "circle")
     left out      words without content of their own (STOP_WORDS: articles, pronouns, auxiliaries, conjunctions and most
                   prepositions), single letters, and words seen fewer than `min_count` times
@@ -49,7 +49,7 @@ STOP_WORDS = frozenset(
 )
 """English words that say nothing about what a picture shows. Words for places that are no mere grammar stay."""
 
-_WORD = re.compile(r"[^\W\d_]+(?:['’\-][^\W\d_]+)*")
+_WORD = re.compile(r"(?<!\w)[^\W\d_]+(?:['’\-][^\W\d_]+)*(?!\w)")
 _BLOCK = 1 << 22
 
 
@@ -160,14 +160,14 @@ def split_words(text: str) -> list[str]:
 def fold_words(written: Counter[str], fold: str) -> Counter[str]:
     """Counts of the folded words. A plural becomes its singular only where the corpus has that one too.
 
-    Three endings are known: -ies -> -y, -es, -s. No dictionary: what is not in the corpus is not guessed at, so "glass"
+    Endings that are known: 's, and -ies -> -y, -es, -s. No dictionary: what is not in the corpus is not guessed at, so "glass"
     stays (no "glas"), and irregular plurals stay words of their own.
     """
     if fold == "none":
         return Counter(written)
     lower: Counter[str] = Counter()
     for word, count in written.items():
-        lower[word.lower()] += count
+        lower[word.lower() if fold == "case" else word.lower().removesuffix("'s")] += count
     if fold == "case":
         return lower
     folded: Counter[str] = Counter()
@@ -180,15 +180,13 @@ def words_in(label: str, words: Mapping[str, int]) -> set[int]:
     """Which entries of a word list (word -> its place) a label contains: as written, in lower case, or its singular."""
     found = set()
     for word in split_words(label):
-        for form in (word, word.lower(), _singular(word.lower(), words)):
+        for form in (word, word.lower(), _singular(word.lower().removesuffix("'s"), words)):
             if form in words:
                 found.add(words[form])
     return found
 
 
 def _singular(word: str, known: Container[str]) -> str:
-    if word.endswith("'s"):
-        word = word[:-2]
     for ending, instead in (("ies", "y"), ("s", ""), ("es", "")):
         candidate = word.removesuffix(ending) + instead
         if word.endswith(ending) and not word.endswith("ss") and len(candidate) > 2 and candidate in known:
