@@ -1,4 +1,4 @@
-"""`python -m playground.study COMMAND ...`: run, sweep, evaluate, measure, report, publish; each has --help."""
+"""`python -m playground.study COMMAND ...`: run, sweep, evaluate, publish, report; each has --help."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ COMMANDS = {
     "run": "objectives x seeds through both stages and their evaluation (bash scripts/compare.sh)",
     "sweep": "the same for several settings",
     "evaluate": "one stage-2 checkpoint on one split",
-    "measure": "held-out loss, alignment and entropy of a stage-1 or stage-2 folder on one split",
     "publish": "copies finished results into docs/study/results",
     "report": "writes the generated parts of docs/study.md from docs/study/results",
 }

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from itertools import product
 from pathlib import Path
 
+import llava_pat.models  # noqa: F401  # first: it keeps bitsandbytes from talking on a CPU
 from llava_pat.training.arguments import PRETRAIN
 from llava_pat.training.finetune_arguments import FINETUNE
 from llava_pat.types import DataError
@@ -33,9 +34,6 @@ class Override:
     value: str
     objective: str | None = None
     """None: of all objectives."""
-
-    def __str__(self) -> str:
-        return f"{'' if self.objective is None else self.objective + ':'}{self.stage}.{self.flag}={self.value}"
 
 
 def read_override(text: str) -> Override:
@@ -83,10 +81,6 @@ class Setting:
             and not (objective == "none" and one.flag.startswith(("alignment", "patch_words")))
         }
 
-    @property
-    def name(self) -> str:
-        return " ".join(map(str, self.overrides)) or "as configured"
-
 
 def settings_over(fixed: Iterable[str], over: Iterable[str]) -> list[Setting]:
     """Every combination of the values in `over` (FLAG=V1,V2,...), each on top of the `fixed` overrides (FLAG=VALUE)."""
@@ -132,6 +126,12 @@ class Cell:
     def name(self) -> str:
         """Unique among the cells of a study."""
         return self._named("stage1", "stage2")
+
+    @property
+    def overrides(self) -> list[str]:
+        """What of the setting this run feels."""
+        stages = ("stage1", "stage2")
+        return [f"{s}.{flag}={value}" for s in stages for flag, value in self.setting.of(self.objective, s).items()]
 
     @property
     def stage1(self) -> Path:

@@ -20,11 +20,12 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from llava_pat.types import DataError
-from playground.study import compare
 from playground.study.cells import OBJECTIVES, ROOT, SFT_SHARE, Cell, Study, cells_of, settings_over, shown
+from playground.study.files import read_json, write_json
 from playground.study.inputs import claim
+from playground.study.overview import overview
 from playground.study.pairing import check_configs
-from playground.study.steps import Steps
+from playground.study.steps import Steps, report_command
 from playground.study.work import StepError, Workers, share_cores
 from playground.world import SPLITS
 
@@ -84,7 +85,9 @@ def run(arguments: argparse.Namespace) -> int:
         say(f"{len(cells)} cells, {jobs} at a time with {threads} threads each; split {arguments.split}; "
             f"results and logs in {shown(study.out)}")  # fmt: skip
         failed = work(cells, steps, workers, jobs)
-    print(compare.text(study.out, arguments.split, arguments.stages), flush=True)
+        if not arguments.no_alignment:
+            failed |= illustrate([cell for cell in cells if cell.name not in failed], steps, jobs * threads)
+    print(f"\n{overview(study.out, arguments.split)}", flush=True)
     for name, words in failed.items():
         say(f"FAILED {name}: {words}")
     return 1 if failed else 0
@@ -108,6 +111,31 @@ def work(cells: Sequence[Cell], steps: Steps, workers: Workers, jobs: int) -> di
         workers.stop()
         pool.shutdown(wait=True, cancel_futures=True)
     return failed
+
+
+def illustrate(cells: Sequence[Cell], steps: Steps, threads: int) -> dict[str, str]:
+    """The alignment report with pictures and controls: every objective and setting at the first seed, after stage 1."""
+    seed = min((cell.seed for cell in cells), default=None)
+    folders = list(dict.fromkeys(cell.stage1 for cell in cells if cell.seed == seed))
+    if not folders:
+        return {}
+    out = cells[0].study.out / "alignment" / steps.split / "report"
+    file = out / "checkpoints.json"
+    page = out / "report.html"
+    named = list(map(str, folders))
+    if not (page.is_file() and file.is_file() and read_json(file) == named):
+        command = report_command(folders, cells[0].study.data, steps.split, out)
+        workers = Workers(steps.workers.logs, threads)
+        try:
+            seconds = workers.run(command, f"alignment-report-{steps.split}")
+        except StepError as error:
+            return {"alignment report": str(error)}
+        finally:
+            workers.stop()
+        write_json(file, named)
+        say(f"alignment report of {len(folders)} runs done in {seconds:.0f} s")
+    say(f"alignment report: {shown(page)}")
+    return {}
 
 
 def say(words: str) -> None:

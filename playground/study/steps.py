@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -35,7 +35,7 @@ class Steps:
     def finish(self, cell: Cell, say: Callable[[str], None]) -> str:
         """Do what is left of a cell and write its result. Returns a line about it; raises StepError."""
         result = cell.result(self.split)
-        if result.is_file() and self._covers(read_json(result)):
+        if result.is_file() and self._complete(read_json(result)):
             return "finished before"
         commands, seconds = {}, {}
         for stage, folder, command in self._stages(cell):
@@ -44,10 +44,7 @@ class Steps:
                 if not trained(folder):
                     self._timed(stage, cell, command, seconds, say)
                 _drop_checkpoints(folder)
-        measured = {}
-        for stage, folder, _ in self._stages(cell):
-            with self.workers.alone_in(folder):
-                measured[stage] = self._measures(stage, folder, cell, seconds, say)
+        measured = self._measures(cell, seconds, say)
         scores = self._scores(cell, seconds, say) if self.stages == 2 else {}
         content = self._result(cell, commands, measured, scores)
         write_json(result, content)
@@ -66,7 +63,7 @@ class Steps:
     def _scores(self, cell: Cell, seconds: dict[str, float], say: Callable[[str], None]) -> dict[str, Any]:
         folder = cell.study.out / "evaluation" / self.split / cell.name
         file = folder / SCORES
-        if not file.is_file() or not self._covers(read_json(file)):
+        if not file.is_file() or not self._answered(read_json(file)):
             command = [*STUDY, "evaluate", str(cell.stage2), *self._about(cell), "--out", str(folder)]
             if self.scenes is not None:
                 command += ["--scenes", str(self.scenes)]
@@ -74,17 +71,26 @@ class Steps:
         return read_json(file)
 
     def _measures(
-        self, stage: str, folder: Path, cell: Cell, seconds: dict[str, float], say: Callable[[str], None]
-    ) -> dict[str, float]:
-        """Of a finished run, on the split; training itself has taken those on `val`."""
-        if self.split == MEASURED_IN_TRAINING:
-            found = read_json(folder / METRICS)
-            return {name.removesuffix("_final"): value for name, value in found.items() if name.endswith("_final")}
-        file = folder / f"measures-{self.split}.json"
-        if not file.is_file():
-            command = [*STUDY, "measure", str(folder), *self._about(cell), "--out", str(file)]
-            self._timed(f"measures of {stage}", cell, command, seconds, say)
-        return read_json(file)
+        self, cell: Cell, seconds: dict[str, float], say: Callable[[str], None]
+    ) -> dict[str, dict[str, float]]:
+        """Alignment, entropy and caption loss of each stage's run: the alignment report's figures on the split.
+
+        Without them, what training itself measured, which is on `val` alone.
+        """
+        runs = {stage: folder for stage, folder, _ in self._stages(cell)}
+        if not self.alignment:
+            if self.split != MEASURED_IN_TRAINING:
+                return {}
+            found = {stage: read_json(folder / METRICS) for stage, folder in runs.items()}
+            return {stage: {name.removesuffix("_final"): value for name, value in run.items() if "_final" in name}
+                    for stage, run in found.items()}  # fmt: skip
+        out = cell.study.out / "alignment" / self.split / cell.name
+        if not (out / METRICS).is_file():
+            # the controls that are fitted do not depend on the cell: the report at the end has them
+            command = [*report_command(list(runs.values()), cell.study.data, self.split, out), "--no_report"]
+            self._timed("alignment", cell, [*command, "--pictures", "0", "--fit_regions_path", "none"], seconds, say)
+        rows = read_json(out / METRICS)["checkpoints"].values()  # in the order of the command line
+        return dict(zip(runs, rows, strict=True))
 
     def _about(self, cell: Cell) -> list[str]:
         return ["--data", str(cell.study.data), "--split", self.split]
@@ -96,11 +102,14 @@ class Steps:
         seconds[step] = round(self.workers.run(command, log), 1)
         say(f"  {cell.name}: {step} done in {seconds[step]:.0f} s")
 
-    def _covers(self, content: dict[str, Any]) -> bool:
-        """Whether a result is about as many scenes, and stages, as asked for."""
-        if self.stages == 1:
-            return "stage1_caption_loss" in content["metrics"]
-        return "instruct" in content["metrics"] and (content["scenes"] == self.scenes or content["whole"])
+    def _complete(self, result: dict[str, Any]) -> bool:
+        """Whether an earlier result has all that is asked for now."""
+        measured = not self.alignment or "stage1_tacs" in result["metrics"]
+        return measured and (self.stages == 1 or self._answered(result))
+
+    def _answered(self, scores: dict[str, Any]) -> bool:
+        """Whether scores are about all scenes, or as many as asked for."""
+        return "instruct" in scores["metrics"] and (scores["whole"] or scores["scenes"] == self.scenes)
 
     def _result(
         self, cell: Cell, commands: dict[str, list[str]], measured: dict[str, dict], scores: dict[str, Any]
@@ -114,7 +123,7 @@ class Steps:
             "objective": cell.objective,
             "seed": cell.seed,
             "split": self.split,
-            "setting": list(map(str, cell.setting.overrides)),
+            "setting": cell.overrides,
             "scenes": scores.get("scenes"),
             "whole": self.scenes is None,
             "questions": scores.get("questions", {}),
@@ -127,6 +136,17 @@ class Steps:
             **self.provenance,
             "inputs": self.inputs,
         }
+
+
+def report_command(checkpoints: Sequence[Path], data: Path, split: str, out: Path) -> list[str]:
+    """`bash scripts/analyze.sh` about these checkpoints and this split."""
+    return [
+        *(sys.executable, "eval/alignment.py", *map(str, checkpoints), "--out", str(out)),
+        *("--data_path", str(data / f"pretrain_{split}.json"), "--image_folder", str(data / "images")),
+        *("--regions_path", str(data / f"regions_{split}.jsonl"), "--vocabulary_path", str(data / "vocabulary.json")),
+        *("--fit_data_path", str(data / "pretrain_train.json"), "--fit_image_folder", str(data / "images")),
+        *("--fit_regions_path", str(data / "regions_train.jsonl")),
+    ]
 
 
 def trained(folder: Path) -> bool:
