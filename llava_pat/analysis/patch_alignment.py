@@ -39,12 +39,11 @@ def label_ranks(patch_embeds: Tensor, word_vectors: Tensor, targets: Tensor) -> 
     """
     _check(patch_embeds, word_vectors, targets)
     units = unit_rows(word_vectors, torch.float32)
-    best = torch.full((len(targets),), -2.0, device=targets.device)  # -2 is below any cosine
-    rank = torch.full((len(targets),), len(word_vectors) + 1, dtype=torch.int64, device=targets.device)
+    best = torch.zeros(len(targets), device=targets.device)
+    rank = torch.zeros(len(targets), dtype=torch.int64, device=targets.device)
     for rows, cosine in _cosines(patch_embeds, units):
         row, _, value, place = _pair_ranks(cosine, targets[rows])
-        best[rows].scatter_reduce_(0, row, value, "amax")  # a slice is a view
-        rank[rows].scatter_reduce_(0, row, place, "amin")
+        best[rows], rank[rows] = _nearest_right(len(cosine), row, value, place)
     return best, rank
 
 
@@ -101,8 +100,7 @@ class PatchAlignment:
         for rows, cosine in _cosines(patch_embeds, self.units):
             right = targets[rows]
             row, column, value, place = _pair_ranks(cosine, right)
-            best = torch.full((len(right),), -2.0, device=value.device).scatter_reduce_(0, row, value, "amax")
-            rank = torch.full_like(best, words, dtype=torch.int64).scatter_reduce_(0, row, place, "amin")
+            best, rank = _nearest_right(len(right), row, value, place)
             facets = []
             for columns in self.facets.values():
                 one = right[:, columns].sum(-1) == 1
@@ -187,6 +185,13 @@ def _pair_ranks(cosine: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor
     for part in row_slices(len(row), cosine.shape[1]):
         place[part] += (wrong[row[part]] >= value[part].unsqueeze(-1) - TIE).sum(-1)
     return row, column, value, place
+
+
+def _nearest_right(patches: int, row: Tensor, value: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each patch's right entries, as `_pair_ranks` lists them, the highest cosine [P] and its rank [P]."""
+    best = value.new_full((patches,), -2.0).scatter_reduce_(0, row, value, "amax")  # -2 is below any cosine
+    rank = place.new_full((patches,), torch.iinfo(torch.int64).max).scatter_reduce_(0, row, place, "amin")
+    return best, rank
 
 
 def _median(counts: Tensor) -> float:
