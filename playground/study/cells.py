@@ -83,12 +83,15 @@ class Setting:
 
 
 def settings_over(fixed: Iterable[str], over: Iterable[str]) -> list[Setting]:
-    """Every combination of the values in `over` (FLAG=V1,V2,...), each on top of the `fixed` overrides (FLAG=VALUE)."""
+    """Every combination of the values in `over` (FLAG=V1,V2,...), each on top of the `fixed` overrides (FLAG=VALUE).
+
+    Values with commas of their own (JSON) are kept apart by semicolons.
+    """
     base = [read_override(text) for text in fixed]
     axes = []
     for text in over:
         name, _, values = text.partition("=")
-        axes.append([read_override(f"{name}={value}") for value in values.split(",")])
+        axes.append([read_override(f"{name}={value}") for value in values.split(";" if ";" in values else ",")])
     return [Setting((*base, *chosen)) for chosen in product(*axes)]
 
 
@@ -149,8 +152,32 @@ class Cell:
         config = self.study.stage1_config(self.objective)
         own = re.search(r"^alignment:\s*(\S+)", config.read_text(), re.MULTILINE)
         named = {} if own is not None and own[1] == self.objective else {"alignment": self.objective}
-        flags = {**named, "eval_strategy": "no", **self._data("pretrain"), **self.setting.of(self.objective, "stage1")}
+        flags = {**named, "eval_strategy": "no", **self._data("pretrain"), **self._labels()}
+        flags |= self.setting.of(self.objective, "stage1")
         return self._command("train/pretrain.py", config, self.stage1, flags)
+
+    @property
+    def labels(self) -> Path | None:
+        """The folder of patch labels (SEA) that stage 1 reads; None where it reads none."""
+        path = (self._labels() | self.setting.of(self.objective, "stage1")).get("patch_words_path")
+        return None if path is None else ROOT / path
+
+    def labels_command(self) -> list[str]:
+        """Makes these labels; done already, it says so."""
+        _, _, *training = self.stage1_command()
+        config, flags = training[1], training[2:]
+        return [sys.executable, "-m", "llava_pat.labelling", "--config", config, "--for_training", *flags]
+
+    def _labels(self) -> dict[str, str]:
+        """Beside the data; for switches that are not the config's, a folder of their own."""
+        config = self.study.stage1_config(self.objective)
+        if self.objective == "none" or not re.search(r"^patch_words_path:", config.read_text(), re.MULTILINE):
+            return {}
+        switches = {f: v for f, v in self.setting.of(self.objective, "stage1").items() if f.startswith("patch_words")}
+        if not switches:
+            return {"patch_words_path": shown(self.study.data / "patch_words")}
+        digest = hashlib.sha256(repr(sorted(switches.items())).encode()).hexdigest()[:8]
+        return {"patch_words_path": shown(self.study.out / "labels" / digest)}
 
     def stage2_command(self, subset: Path | None = None) -> list[str]:
         """subset: conversations to train on in place of all (see subset.py)."""

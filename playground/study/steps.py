@@ -31,6 +31,7 @@ class Steps:
         self.split, self.scenes, self.stages, self.alignment = split, scenes, stages, alignment
         self.workers, self.inputs = workers, inputs
         self.provenance = provenance()
+        self._labelled: set[Path] = set()
 
     def finish(self, cell: Cell, say: Callable[[str], None]) -> str:
         """Do what is left of a cell and write its result. Returns a line about it; raises StepError."""
@@ -38,6 +39,11 @@ class Steps:
         if result.is_file() and self._complete(read_json(result)):
             return "finished before"
         commands, seconds = {}, {}
+        if cell.labels is not None:
+            with self.workers.alone_in(cell.labels):
+                if cell.labels not in self._labelled:
+                    self._timed("labels", cell, cell.labels_command(), seconds, say)
+                    self._labelled.add(cell.labels)
         for stage, folder, command in self._stages(cell):
             with self.workers.alone_in(folder):
                 commands[stage] = [Path(command[0]).name, *command[1:]]
