@@ -160,8 +160,8 @@ def split_words(text: str) -> list[str]:
 def fold_words(written: Counter[str], fold: str) -> Counter[str]:
     """Counts of the folded words. A plural becomes its singular only where the corpus has that one too.
 
-    Endings that are known: 's, and -ies -> -y, -es, -s. No dictionary: what is not in the corpus is not guessed at, so "glass"
-    stays (no "glas"), and irregular plurals stay words of their own.
+    Endings that are known: 's, and -ies -> -y, -es, -s. No dictionary: what is not in the corpus is not guessed at, so
+    "glass" stays (no "glas"), and irregular plurals stay words of their own.
     """
     if fold == "none":
         return Counter(written)

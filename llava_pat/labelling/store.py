@@ -34,6 +34,7 @@ from llava_pat.data.patch_words import (
 )
 from llava_pat.data.word_list import WordList
 from llava_pat.labelling.agreement import LabelStatistics
+from llava_pat.labelling.report import REPORT, TABLE
 from llava_pat.types import DataError
 
 _ROWS_BETWEEN_FLUSHES = 4096
@@ -55,7 +56,8 @@ def open_folder(folder: Path, meta: FolderMeta, words: WordList, images: Sequenc
             raise DataError(f"{folder} holds labels of other images than now. Delete it, or choose another folder")
         load_own_words(folder, meta)
         return True
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / IMAGES).is_file():
+    others = {path.name for path in folder.iterdir()} - {REPORT, TABLE} if folder.is_dir() else set()
+    if others and not (folder / IMAGES).is_file():
         raise DataError(f"{folder} is not empty and holds no labels; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     words.save(folder / WORD_LIST)
