@@ -255,7 +255,7 @@ def parser() -> argparse.ArgumentParser:
         "map (default: %(default)s)")  # fmt: skip
     add("--fit_limit", type=int, default=500, help="images that the controls are fitted on (default: %(default)s)")
     add("--limit", type=int, help="measure a sample of so many images, drawn with --seed (default: all)")
-    add("--language_images", type=int, default=500, help="images that also go through the language model, for caption "
+    add("--language_images", type=int, default=200, help="images that also go through the language model, for caption "
         "loss and IMA; 0: none (default: %(default)s)")  # fmt: skip
     add("--sampled_patches", type=int, default=20_000, help="patches for the measure against all words of the "
         "tokenizer, evenly over the images (default: %(default)s)")  # fmt: skip

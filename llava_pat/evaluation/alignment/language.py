@@ -11,15 +11,18 @@ from llava_pat.evaluation.alignment.models import Subject
 from llava_pat.evaluation.alignment.views import View
 from llava_pat.types import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 
+_STATES = 1 << 28  # bytes of hidden states, of all layers, at a time
+
 
 class Language:
-    """Runs the language model over the first `limit` images of the material, a few sequences at a time.
+    """Runs the language model over the first `limit` images of the material, as many sequences at a time as fit into
+    _STATES bytes of hidden states.
 
     text: the positions of the supervised text, as the plain template has them: the caption.
     """
 
-    def __init__(self, subject: Subject, limit: int, sequences: int = 2) -> None:
-        self.subject, self.limit, self.sequences = subject, limit, sequences
+    def __init__(self, subject: Subject, limit: int) -> None:
+        self.subject, self.limit = subject, limit
         self.similarity = IMASimilarity()
         self.seen = 0
         self.loss = torch.zeros(2, dtype=torch.float64)
@@ -31,7 +34,9 @@ class Language:
             return
         self.seen += rows
         model, device = self.subject.model, self.subject.device
-        for some in torch.arange(rows).split(self.sequences):
+        states = (model.llm.config.num_hidden_layers + 1) * model.hidden_size * self.subject.dtype.itemsize
+        sequences = max(1, _STATES // (states * view.batch["input_ids"].shape[1]))
+        for some in torch.arange(rows).split(sequences):
             ids, labels = (view.batch[name][some].to(device) for name in ("input_ids", "labels"))
             mask = view.batch["attention_mask"][some].to(device)
             layers = model.forward_layers(ids, mask, patch_embeds[some.to(device)].to(self.subject.dtype))
