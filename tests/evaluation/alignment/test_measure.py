@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from llava_pat.analysis.vocabulary import Vocabulary
 from llava_pat.data.words import Words
