@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 
 HERE = Path(__file__).parent
-LLM_STEPS, LLM_BATCH = 1400, 12
+LLM_STEPS, LLM_BATCH = 1300, 12
 PARTS = ("tokenizers", "tower", "llm", "card")
 
 

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from transformers import LlamaForCausalLM
 
 from llava_pat.data.tokenize import load_tokenizer
-from playground import language_model, vocabulary, world
+from playground import language_model, rows, vocabulary, world
+from playground.start import begin, number_values
 
 TENTHS, HUNDREDTHS = vocabulary.TENTHS, vocabulary.HUNDREDTHS
 NUMBERS = {
@@ -35,7 +36,7 @@ VALUES = {"words": 0, "number": 1, "box": 4}
 ROWS = {"words": 48, "number": 48, "box": 24}
 
 
-def document(mode: str, rng: np.random.Generator) -> language_model.Document:
+def document(mode: str, rng: np.random.Generator) -> rows.Document:
     """A list of objects and, behind it, its facts in another order."""
     size = int(rng.integers(2, 5))
     kinds = [str(kind) for kind in rng.choice(world.KINDS, size, replace=False)]
@@ -44,12 +45,12 @@ def document(mode: str, rng: np.random.Generator) -> language_model.Document:
     words = [(f"{kind} is", colour) for colour, kind in zip(colours, kinds, strict=True)]
     if mode == "words":
         facts = words + [(f"{colour} is", kind) for colour, kind in zip(colours, kinds, strict=True)]
-        return language_model.ask_once(language_model.Document("; ".join(labels) + "."), facts, rng)
+        return rows.ask_once(rows.Document("; ".join(labels) + "."), facts, rng)
     values = [", ".join(f"{rng.random():.2f}" for _ in range(VALUES[mode])) for _ in labels]
     values = [f"[{value}]" for value in values] if mode == "box" else values
     facts = list(zip(labels, values, strict=True))
     listed = "; ".join(f"{label} {value}" for label, value in facts) + "."
-    return language_model.ask_once(language_model.Document(listed), facts + (words if mode == "number" else []), rng)
+    return rows.ask_once(rows.Document(listed), facts + (words if mode == "number" else []), rng)
 
 
 def trial(tokenizer, start: str, optimizer: str, plan: list[tuple[str, int]], seed: int) -> None:
@@ -58,7 +59,7 @@ def trial(tokenizer, start: str, optimizer: str, plan: list[tuple[str, int]], se
     model = LlamaForCausalLM(language_model.llama_config(len(tokenizer)))
     model.set_attn_implementation("eager")  # see tower.py
     if start == "begun":
-        language_model.begin(model, language_model.number_values(tokenizer))
+        begin(model, number_values(tokenizer))
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2] if optimizer == "muon" else []
     taken = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in taken]
@@ -75,7 +76,7 @@ def trial(tokenizer, start: str, optimizer: str, plan: list[tuple[str, int]], se
             for each, peak in peaks.items():
                 each.param_groups[0]["lr"] = peak * min(1, step / 50)
             made = [document(mode, np.random.default_rng([seed, step, row])) for row in range(ROWS[mode])]
-            ids, weights, spans = language_model.encode(tokenizer, made)
+            ids, weights, spans = rows.encode(tokenizer, made)
             with torch.autocast("cpu", torch.bfloat16):
                 logits = model(input_ids=ids).logits[:, :-1]
             losses = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")

@@ -39,16 +39,20 @@ CLIP_MERGES = 240
 
 
 def corpus(scenes: int = 3000, seed: int = 0) -> Iterator[str]:
-    """Everything the playground says, a line each."""
+    """Everything the playground says, a line each, but with boxes in hundredths: the pieces are for any box."""
     rng = np.random.default_rng([seed, 7])
     for index in range(scenes):
         scene = world.scene(seed, "train", index)
-        yield text.caption(scene, rng)
-        yield f"USER: Scene: {text.scene_as_text(scene, rng)} ASSISTANT: {text.caption(scene, rng)}"
+        lines = [text.caption(scene, rng)]
+        lines.append(f"USER: Scene: {text.scene_as_text(scene, rng)} ASSISTANT: {text.caption(scene, rng)}")
         asked = [*text.questions(scene, rng), text.rec(scene, scene.things[0], rng), text.reg(scene, scene.things[-1])]
         asked.append(text.describe(scene, rng))
-        for qa in asked:
-            yield f"USER: {qa.question} {text.SHORT_ANSWER} ASSISTANT: {qa.answer}"
+        lines += [f"USER: {qa.question} {text.SHORT_ANSWER} ASSISTANT: {qa.answer}" for qa in asked]
+        for thing in scene.things:
+            exact = ", ".join(f"{value:.2f}" for value in text.square_box(scene, thing.box))
+            written = text.write_box(scene, thing.box)
+            lines = [line.replace(written, f"[{exact}]") for line in lines]
+        yield from lines
         if index % 10 == 0:
             yield V1_SYSTEM
 
