@@ -43,10 +43,10 @@
   const number = (value) => value.toFixed(2).replace("-", "\u2212");
 
   // the cosines of one checkpoint's patches with the word, or null where the word is not embedded
-  const cosines = (checkpoint) => {
+  const cosines = (checkpoint, which = state.image) => {
     const column = lists[checkpoint.words].get(same(state.word));
     if (column === undefined) return null;
-    const image = checkpoint.images[state.image];
+    const image = checkpoint.images[which];
     const patches = image.grid[0] * image.grid[1];
     return unpack(image.cosine).subarray(column * patches, (column + 1) * patches);
   };
@@ -183,10 +183,15 @@
     base.words.textContent = [data.images[state.image].name, data.images[state.image].caption].filter(Boolean).join(": ");
     const maps = panels.map((one) => (state.view === "heat" ? cosines(one.checkpoint) : null));
     const ends = (maps) => {
-      const values = maps.filter(Boolean).flatMap((map) => [...map]);
-      return values.length ? [Math.min(...values), Math.max(...values)] : null;
+      let low = Infinity, high = -Infinity;
+      for (const map of maps.filter(Boolean)) for (const value of map) {
+        low = Math.min(low, value);
+        high = Math.max(high, value);
+      }
+      return low <= high ? [low, high] : null;
     };
-    const shared = ends(maps);
+    // over all images: a word that this one does not show stays dark
+    const shared = ends(state.view === "heat" ? panels.flatMap((one) => data.images.map((_, i) => cosines(one.checkpoint, i))) : []);
     const strength = $("strength").value / 100;
     panels.forEach((one, i) => {
       const image = one.checkpoint.images[state.image];

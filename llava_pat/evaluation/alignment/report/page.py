@@ -89,7 +89,11 @@ def _table(run: Run) -> Iterator[str]:
 
 
 def _plots(run: Run, folder: Path) -> Iterator[str]:
-    yield '<section id="plots"><h2>Plots</h2><div class="plots">'
+    yield '<section id="plots"><h2>Plots</h2>'
+    if len({row.kind for row in run.rows}) < len(run.rows):
+        told = "Of baselines that every checkpoint has its own of, the metrics show all, the other figures the first."
+        yield f'<p class="note">{told}</p>'
+    yield '<div class="plots">'
     for plot in PLOTS:
         figure = plot.draw(run.rows)
         if figure is not None:
@@ -123,7 +127,7 @@ def _pictures(run: Run, folder: Path) -> Iterator[str]:
     )
     bars = (
         "The framed patch as a sum of words, found by orthogonal matching pursuit, in the order found; bars: the "
-        "weights of word vectors of length 1. Blue: a word of its label. Explained: share of its squared length."
+        "weights of word vectors of length 1. Blue: a word of its label. Percentage: share of its squared length."
     )
     count = len(next(iter(run.pictures.values())).images)
     for number in range(count):
@@ -165,7 +169,7 @@ def _explorer(run: Run, min_coverage: float) -> Iterator[str]:
 <label><input type="radio" name="view" value="heat" checked> its cosine with every patch</label>
 <label><input type="radio" name="view" value="pieces"> nearest of the language model's words</label>
 <label><input type="radio" name="view" value="entries"> nearest of the object vocabulary</label>
-<label><input type="checkbox" id="shared" checked> one scale for all checkpoints</label>
+<label><input type="checkbox" id="shared" checked> one scale for all images and checkpoints</label>
 <label>strength <input type="range" id="strength" min="0" max="100" value="70"></label>
 <label>size <input type="range" id="size" min="160" max="1060" value="240"></label>
 </div>

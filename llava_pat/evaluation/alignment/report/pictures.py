@@ -20,7 +20,9 @@ from llava_pat.analysis.vocabulary import Vocabulary
 from llava_pat.evaluation.alignment.report.files import Decomposition, Picture
 from llava_pat.evaluation.alignment.report.style import COLOURS, GREY, RIGHT, WRONG
 
-COLUMNS = 4  # panels beside each other
+COLUMNS = 4  # panels of nearest words beside each other, one fewer where words are narrow
+MOST_NARROW = 8  # patches across, before they are
+MOST_BARS = 5  # checkpoints beside each other
 SIDE = 2.9  # inches of a panel
 MOST_TEXT = 14  # patches across: with more of them, words are colours
 NO_COLOUR = "#d0d0d0"
@@ -36,8 +38,8 @@ def nearest_words(pictures: Mapping[str, tuple[Picture, Vocabulary]], min_covera
     """
     first = next(iter(pictures.values()))[0]
     fine = any(picture.grid[1] > MOST_TEXT for picture, _ in pictures.values())
-    across = min(len(pictures) + 1, COLUMNS)
-    down = -(-(len(pictures) + 1) // across)
+    roomy = fine or all(picture.grid[1] <= MOST_NARROW for picture, _ in pictures.values())
+    down, across = _balanced(len(pictures) + 1, COLUMNS if roomy else COLUMNS - 1)
     height, width = first.pixels.shape[:2]
     figure = Figure(figsize=(SIDE * across, (SIDE * height / width + 0.3) * down + (0.35 if fine else 0)))
     panels = list(figure.subplots(down, across, squeeze=False).flat)
@@ -65,35 +67,39 @@ def nearest_words(pictures: Mapping[str, tuple[Picture, Vocabulary]], min_covera
 
 
 def decompositions(pictures: Mapping[str, Picture]) -> Figure | None:
-    """One image: a line for each decomposed patch, a column for each checkpoint; None where there is none."""
-    wanted = list(dict.fromkeys((d.patch, d.nonnegative) for p in pictures.values() for d in p.decompositions))
+    """One image: a line for each decomposed patch, a column for each checkpoint; None where there is none.
+
+    Patches of two checkpoints belong together by their label: another geometry may put the same object elsewhere.
+    """
+    found = {title: _by_label(picture) for title, picture in pictures.items()}
+    wanted = list(dict.fromkeys(key for mine in found.values() for key in mine))
     if not wanted:
         return None
-    across = min(len(pictures), COLUMNS)
-    lines = -(-len(pictures) // across)  # of panels, for each patch
+    lines, across = _balanced(len(pictures), MOST_BARS)
     figure = Figure(figsize=(max(5.5, 2.3 * (across + 1)), 1.55 * len(wanted) * lines + 0.2))
     grid = figure.subplots(len(wanted) * lines, across + 1, squeeze=False)
-    first = next(iter(pictures.values()))
-    for number, (patch, nonnegative) in enumerate(wanted):
+    for number, key in enumerate(wanted):
         mine = grid[number * lines : (number + 1) * lines]
-        found = {
-            title: next((d for d in p.decompositions if (d.patch, d.nonnegative) == (patch, nonnegative)), None)
-            for title, p in pictures.items()
-        }
-        labels = next((d.labels for d in found.values() if d is not None and d.labels), ())
-        shown = mine[0, 0]
-        _show(shown, first.pixels)
-        top, left, height, width = _cell(first, patch)
-        shown.add_patch(_box(left, top, width, height, COLOURS[4], 2.2))
-        shown.set_title((" ".join(labels) or "no label") + (", weights ≥ 0" if nonnegative else ""), fontsize=8)
+        title, first = next((title, items[key]) for title, items in found.items() if key in items)
+        _show(mine[0, 0], pictures[title].pixels)
+        top, left, height, width = _cell(pictures[title], first.patch)
+        mine[0, 0].add_patch(_box(left, top, width, height, COLOURS[4], 2.2))
+        name = " ".join(first.labels) or "no label"
+        mine[0, 0].set_title(name + (", weights ≥ 0" if first.nonnegative else ""), fontsize=8)
+        longest = max(len(items[key].words) for items in found.values() if key in items)
         panels = iter(mine[:, 1:].flat)
-        for title, item in found.items():
+        for title, items in found.items():
             panel = next(panels)
-            if item is None:
+            if key not in items:
                 panel.remove()
-            else:
-                _bars(panel, item)
-                panel.set_title(f"{title}: {item.explained[-1]:.0%} explained" if item.explained else title, fontsize=8)
+                continue
+            item = items[key]
+            _bars(panel, item, longest)
+            share = f": {item.explained[-1]:.0%}" if item.explained else ""
+            columns = pictures[title].grid[1]
+            row, column = item.patch // columns + 1, item.patch % columns + 1
+            elsewhere = "" if item.patch == first.patch else f" (row {row}, column {column})"
+            panel.set_title(title + share + elsewhere, fontsize=8)
         for panel in (*panels, *mine[1:, 0]):
             panel.remove()
     return figure
@@ -122,6 +128,22 @@ def coverage(picture: Picture) -> NDArray[np.float64]:
             cell = picture.masks[:, down[row] : down[row + 1], across[column] : across[column + 1]]
             result[:, row, column] = cell.mean((1, 2))
     return result.reshape(len(picture.masks), rows * columns)
+
+
+def _by_label(picture: Picture) -> dict[tuple[str, int, bool], Decomposition]:
+    """(first label, which one of that label, weights >= 0) -> decomposition."""
+    found: dict[tuple[str, int, bool], Decomposition] = {}
+    for item in picture.decompositions:
+        label = item.labels[0] if item.labels else ""
+        earlier = sum(key[::2] == (label, item.nonnegative) for key in found)
+        found[label, earlier, item.nonnegative] = item
+    return found
+
+
+def _balanced(count: int, most: int) -> tuple[int, int]:
+    """Lines and columns for so many panels, at most `most` beside each other."""
+    lines = -(-count // most)
+    return lines, -(-count // lines)
 
 
 def _show(panel: Axes, pixels: NDArray[np.uint8]) -> None:
@@ -191,12 +213,14 @@ def _frame(panel: Axes, picture: Picture, judged: NDArray[np.int8]) -> None:
                              RIGHT if right else WRONG, 1.3, "-" if right else (0, (2.5, 1.5))))  # fmt: skip
 
 
-def _bars(panel: Axes, item: Decomposition) -> None:
+def _bars(panel: Axes, item: Decomposition, longest: int) -> None:
+    """longest: most words of all that stand in one line, so that bars are equally thick."""
     right = {part for label in item.labels for part in label.casefold().split()}
     colours = [RIGHT if word.casefold() in right else GREY for word in item.words]
     places = -np.arange(len(item.words))
     panel.barh(places, item.coefficients, color=colours, height=0.7)
     panel.set_yticks(places, item.words, fontsize=7.5)
+    panel.set_ylim(0.6 - max(longest, 1), 0.6)
     panel.axvline(0, color="#444444", linewidth=0.7)
     panel.locator_params(axis="x", nbins=3)
     panel.tick_params(axis="x", labelsize=7)

@@ -67,8 +67,6 @@ def metrics(rows: Sequence[Row]) -> Figure | None:
         panel.xaxis.set_major_locator(MaxNLocator(4))
         if metric.unit == "share" and values and min(values.values()) >= 0 and max(values.values()) > 0.5:
             panel.set_xlim(0, 1)
-        if metric.name.startswith("entropy_change"):
-            panel.axvline(0, color="#999999", linewidth=0.8)
     _name_rows(panels[0], rows, look, heights)
     return figure
 
@@ -104,6 +102,7 @@ def spectra(rows: Sequence[Row]) -> Figure | None:
     ends = [end for end in ("", "_centred") if any("spectrum_patches" + end in row.curves for row in rows)]
     if not ends:
         return None
+    rows = one_of_a_kind(rows)
     look = looks(rows)
     figure, panels = _panels(len(ends), 2, height=3.3)
     for panel, end in zip(panels, ends, strict=True):
@@ -186,7 +185,7 @@ def cosines(rows: Sequence[Row]) -> Figure | None:
 
 def hits(rows: Sequence[Row]) -> Figure | None:
     """hit@k for every k."""
-    rows = [row for row in rows if "rank_counts" in row.curves and row.curves["rank_counts"].sum()]
+    rows = one_of_a_kind([row for row in rows if "rank_counts" in row.curves and row.curves["rank_counts"].sum()])
     if not rows:
         return None
     look = looks(rows)
@@ -203,7 +202,7 @@ def hits(rows: Sequence[Row]) -> Figure | None:
 
 def layers(rows: Sequence[Row]) -> Figure | None:
     """IMA: cosine of the mean image and mean text state, layer by layer."""
-    rows = [row for row in rows if "ima" in row.curves]
+    rows = one_of_a_kind([row for row in rows if "ima" in row.curves])
     if not rows:
         return None
     look = looks(rows)
@@ -219,6 +218,7 @@ def layers(rows: Sequence[Row]) -> Figure | None:
 def explained(rows: Sequence[Row]) -> Figure | None:
     """Energy that the first k words of matching pursuit explain; free weights, and weights of at least 0."""
     keys = [k for k in ("omp_explained", "omp_explained_nonnegative") if any(k in row.curves for row in rows)]
+    rows = one_of_a_kind(rows)
     if not keys:
         return None
     look = looks(rows)

@@ -90,7 +90,7 @@ def _cell(metric: Metric, column: Sequence[Row], marks: Mapping[str, str]) -> st
     if not values:
         return MISSING
     texts = dict.fromkeys(shown(value, metric.unit) for value in (values[0], values[-1]))
-    text = " … ".join(texts)
+    text = " – ".join(texts)
     found = {marks.get(row.name) for row in column}
     if "best" in found:
         return f"<strong>{text}</strong>"

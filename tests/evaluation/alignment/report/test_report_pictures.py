@@ -112,8 +112,22 @@ def test_sums_of_words_are_bars_in_the_order_found() -> None:
 def test_many_checkpoints_wrap() -> None:
     one = Decomposition(0, (), ("red",), (1.0,), (0.5,), True)
     figure = decompositions({f"m{i}": picture(decompositions=(one,)) for i in range(6)})
-    assert len(figure.axes) == 7
+    assert len(figure.axes) == 7, "the image, and two lines of three"
     assert figure.get_figwidth() < 12
+
+
+def test_the_same_object_elsewhere_stands_in_the_same_line() -> None:
+    here, there = (
+        Decomposition(patch, ("red circle",), words, (1.0,) * len(words), (0.5,) * len(words), True)
+        for patch, words in ((0, ("red",)), (3, ("red", "the", "a")))
+    )
+    figure = decompositions({"a": picture(decompositions=(here, here)), "b": picture(decompositions=(there,))})
+    titles = [panel.get_title(loc="left") for panel in figure.axes]
+    assert titles == [
+        "red circle, weights ≥ 0", "a: 50%", "b: 50% (row 2, column 2)",
+        "red circle, weights ≥ 0", "a: 50%",
+    ]  # fmt: skip
+    assert figure.axes[1].get_ylim() == figure.axes[2].get_ylim(), "bars are equally thick"
 
 
 def test_no_decomposition_is_no_figure() -> None:

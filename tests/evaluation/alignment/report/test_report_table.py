@@ -58,7 +58,7 @@ def test_values_stand_where_they_belong(make_run) -> None:
     line = cells.line("cosine with the label")
     assert line[1:4] == [f"{r.metrics['patch_cosine']:.3f}" for r in rows[:3]]
     low, high = (f"{r.metrics['patch_cosine']:.3f}" for r in (rows[4], rows[6]))
-    assert line[5] == f"{low} … {high}", "three baselines of one kind share a column"
+    assert line[5] == f"{low} – {high}", "three baselines of one kind share a column"
     number = cells.lines.index(line)
     assert cells.classes[number][1:] == ["checkpoint"] * 3 + ["baseline"] * 2
     assert cells.line("something_new")[1] == "3.25", "a metric without a definition is shown all the same"
@@ -122,6 +122,13 @@ def test_definitions_are_of_the_metrics_shown_and_of_no_others() -> None:
 
 def test_every_metric_has_a_text_and_a_known_group() -> None:
     assert all(m.text.endswith(".") and m.group in GROUPS for m in KNOWN.values())
+
+
+def test_pursuits_with_and_without_signs_stand_together() -> None:
+    names = ["omp_explained_nonnegative", "omp_overlap", "omp_explained", "omp_overlap_nonnegative"]
+    found = in_order(set(names))
+    assert [m.name for m in found] == sorted(names, key=lambda n: ("overlap" in n, "nonnegative" in n))
+    assert found[1].title == "energy explained, weights ≥ 0" and "never subtracted" in found[1].text
 
 
 def test_order_keeps_groups_together_and_facets_beside_hits() -> None:
