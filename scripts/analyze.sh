@@ -10,7 +10,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 cd "$LLAVA_PAT_ROOT"
-if [[ " $* " != *" --data_path"* || " $* " != *" --fit_data_path"* ]]; then
+if [[ " $* " != *" --data_path"* ]]; then
     python -m playground.generate --if_absent  # the small world is generated, not tracked: about a minute, once
 fi
 exec python eval/alignment.py "$@"

@@ -41,11 +41,21 @@ from llava_pat.evaluation.alignment.report import render, require_matplotlib
 from llava_pat.evaluation.alignment.views import Sampling
 from llava_pat.evaluation.hashes import file_hash, folder_hash
 from llava_pat.evaluation.model import DTYPES
+from llava_pat.types import DataError
 
 logger = logging.getLogger(__name__)
 
 PLAYGROUND = Path("playground/data")
 NONE = "none"
+_PLAYGROUND_FILES = {
+    "data_path": "pretrain_val.json",
+    "image_folder": "images",
+    "regions_path": "regions_val.jsonl",
+    "vocabulary_path": "vocabulary.json",
+    "fit_data_path": "pretrain_train.json",
+    "fit_image_folder": "images",
+    "fit_regions_path": "regions_train.jsonl",
+}
 _LONGEST = 1000  # letters of an error
 
 DESCRIPTION = """\
@@ -58,7 +68,7 @@ EXAMPLES = """\
 examples:
   python eval/alignment.py checkpoints/llava-v1.5-playground-pretrain-pat checkpoints/llava-v1.5-playground-pat
   python eval/alignment.py checkpoints/llava-v1.5-7b-pat --data_path coco_val.json --image_folder coco/val2017 \\
-      --regions_path regions_val.jsonl --vocabulary_path none --fit_data_path coco_train.json \\
+      --regions_path regions_val.jsonl --fit_data_path coco_train.json \\
       --fit_image_folder coco/train2017 --fit_regions_path regions_train.jsonl --limit 5000 --out reports/7b
 """
 
@@ -67,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 when the report is written, 2 with one line on stderr when it is not."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = parser().parse_args(words)
+    _fill_in(options)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -85,23 +96,24 @@ class Run:
     def __init__(self, options: argparse.Namespace, words: Sequence[str]) -> None:
         if options.report:
             require_matplotlib()
+        self.device = _device(options.device)
         refuse_no_projector(options.checkpoints)
         self.options, self.out = options, Path(options.out)
-        self.rows = dict(zip(name_rows(options.checkpoints), options.checkpoints, strict=True))
+        names = name_rows(options.checkpoints, taken=controls.TITLES)
+        self.rows = dict(zip(names, options.checkpoints, strict=True))
         self.material = read_material(
             options.data_path, options.image_folder, _path(options.regions_path), _path(options.vocabulary_path),
             options.limit, options.seed,
         )  # fmt: skip
         self.fitting = read_material(
             options.fit_data_path, options.fit_image_folder, _path(options.fit_regions_path), None, options.fit_limit,
-            options.seed,
+            options.seed, without=self.material,
         )  # fmt: skip
         images = len(self.material.records)
         self.sampling = Sampling(
             options.seed, options.min_coverage, -(-options.sampled_patches // images),
             -(-options.decomposed_patches // images),
         )  # fmt: skip
-        self.device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         kind = options.dtype if options.dtype != "auto" else "fp32" if self.device.type == "cpu" else "fp16"
         self.dtype = DTYPES[kind]
         self.groups: dict[str, str] = {}  # fingerprint -> the first checkpoint that has it
@@ -116,7 +128,12 @@ class Run:
                 row, folder, base=self.options.base, vision_tower=self.options.vision_tower,
                 template=self.options.template, dtype=self.dtype, device=self.device,
             )  # fmt: skip
-            self._measure(subject)
+            try:
+                self._measure(subject)
+            except DataError:
+                raise
+            except ValueError as error:  # of a measure: NaN or infinite patches, for instance
+                raise ValueError(f"{folder}: {error}") from error
             self.content["settings"]["seconds"] = round(time.perf_counter() - self.started, 1)
             write_json(self.out / METRICS, self.content)
         print(f"\n{table(self.content)}\n", flush=True)
@@ -184,6 +201,9 @@ class Run:
             "sha256": folder_hash(subject.folder),
             "language_model": subject.loaded.tokenizer_source,
             "vision_tower": subject.loaded.vision_tower,
+            "tokenizer_size": len(subject.tokenizer),
+            "embeddings": subject.model.vocab_size,
+            "word_pieces": len(readings.piece_ids),
         }
         grid = subject.model.tower.grid
         for name, value in {
@@ -225,7 +245,7 @@ class Run:
                 "python": sys.version.split()[0],
             },
             "git_commit": git_commit(Path(__file__).parent),
-            "hashes": {Path(path).name: file_hash(path) for path in files.values()},
+            "hashes": {name: file_hash(path) for name, path in files.items()},
             "files": files,
             "rows": {},
         }
@@ -241,18 +261,17 @@ def parser() -> argparse.ArgumentParser:
     add("--out", default="checkpoints/alignment", help="folder of the report (default: %(default)s)")
     add("--base", help="language model of stage-1 and LoRA folders (default: what each config.json names)")
     add("--vision_tower", help="in place of the one that config.json names")
-    add("--data_path", default=str(PLAYGROUND / "pretrain_val.json"), help="LLaVA JSON: one image and its caption a "
-        "record; others are left out and counted (default: %(default)s)")  # fmt: skip
-    add("--image_folder", default=str(PLAYGROUND / "images"), help="(default: %(default)s)")
-    add("--regions_path", default=str(PLAYGROUND / "regions_val.jsonl"), help="labelled regions of these images "
-        "(docs/formats.md), or none: without the measures that need labels (default: %(default)s)")  # fmt: skip
-    add("--vocabulary_path", default=str(PLAYGROUND / "vocabulary.json"), help="{facet: [words]}, or none: the labels "
-        "themselves (default: %(default)s)")  # fmt: skip
-    add("--fit_data_path", default=str(PLAYGROUND / "pretrain_train.json"), help="other images, for the controls that "
-        "are fitted (default: %(default)s)")  # fmt: skip
-    add("--fit_image_folder", default=str(PLAYGROUND / "images"), help="(default: %(default)s)")
-    add("--fit_regions_path", default=str(PLAYGROUND / "regions_train.jsonl"), help="or none: then there is no linear "
-        "map (default: %(default)s)")  # fmt: skip
+    data = result.add_argument_group("data", "Without --data_path: the playground's held-out data. With it, only what "
+        "is named: none stands for no file.").add_argument  # fmt: skip
+    data("--data_path", help="LLaVA JSON: one image and its caption a record; others are left out and counted")
+    data("--image_folder", help="what image names are relative to")
+    data("--regions_path", help="labelled regions of these images (docs/formats.md); without: none of the measures "
+        "that need labels")  # fmt: skip
+    data("--vocabulary_path", help="{facet: [words]}; without: the regions' own labels are the vocabulary")
+    data("--fit_data_path", help="images that the controls are fitted on, less those that are measured (default: the "
+        "--data_path, of which --limit leaves some)")  # fmt: skip
+    data("--fit_image_folder", help="(default: --image_folder)")
+    data("--fit_regions_path", help="without: no linear maps (default: --regions_path, with the same --data_path)")
     add("--fit_limit", type=int, default=500, help="images that the controls are fitted on (default: %(default)s)")
     add("--limit", type=int, help="measure a sample of so many images, drawn with --seed (default: all)")
     add("--language_images", type=int, default=200, help="images that also go through the language model, for caption "
@@ -280,6 +299,37 @@ def _one_line(message: str) -> str:
     """transformers lists all that it knows, over many lines."""
     words = " ".join(message.split())
     return words if len(words) <= _LONGEST else f"{words[:_LONGEST]} ..."
+
+
+def _fill_in(options: argparse.Namespace) -> None:
+    """Data flags that were not given: the playground's, or with --data_path what follows from the flags that were."""
+    if options.data_path is None:
+        defaults = {name: str(PLAYGROUND / file) for name, file in _PLAYGROUND_FILES.items()}
+    else:
+        defaults = {
+            "image_folder": "",
+            "regions_path": NONE,
+            "vocabulary_path": NONE,
+            "fit_data_path": options.data_path,
+            "fit_image_folder": options.image_folder or "",
+            "fit_regions_path": options.regions_path or NONE,
+        }
+        if options.fit_data_path is not None:
+            defaults["fit_regions_path"] = NONE
+    for name, value in defaults.items():
+        if vars(options)[name] is None:
+            setattr(options, name, value)
+
+
+def _device(name: str | None) -> torch.device:
+    """ValueError for one that is not there."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    return torch.device(name)
 
 
 def _path(value: str) -> str | None:

@@ -80,6 +80,10 @@ def fit_controls(
         labelled += len(targets)
     if not images:
         raise DataError("there is no image to fit the controls on")
+    if not bool(torch.isfinite(total).all()):
+        raise ValueError(
+            f"its projector makes NaN or infinite patches in {subject.dtype}; if it did not diverge, say --dtype fp32"
+        )
     if labelled < 2:  # a map needs a spread
         return Fitted((total / rows).float(), None, None, images, 0)
     return Fitted((total / rows).float(), (words / labelled).float(), linear, images, labelled)

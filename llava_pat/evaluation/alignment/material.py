@@ -41,6 +41,10 @@ class Material:
             return None
         return vocabulary_of(region.label for entry in self.regions.values() for region in entry.regions)
 
+    def path(self, record: Record) -> Path:
+        """Of its image."""
+        return Path(self.image_folder, record.images[0]).resolve()
+
     def dataset(
         self, model: VisionLanguageModel, template: Template, tokenizer: PreTrainedTokenizerBase, geometry: Geometry
     ) -> LlavaDataset:
@@ -57,8 +61,9 @@ def read_material(
     vocabulary_path: str | Path | None = None,
     limit: int | None = None,
     seed: int = 0,
+    without: Material | None = None,
 ) -> Material:
-    """Reads the files; with a limit, a sample of the records drawn with `seed`.
+    """Reads the files; with a limit, a sample of the records drawn with `seed`. without: its images are not taken.
 
     Raises DataError: unreadable files; no record with one image; none of the images annotated; a vocabulary without a
     word that is in a label.
@@ -70,6 +75,14 @@ def read_material(
             chosen[record.images[0]] = record
     if not chosen:
         raise DataError(f"{data_path}: none of its {len(records)} records has exactly one image; nothing to measure")
+    if without is not None:
+        taken = {without.path(record) for record in without.records}
+        chosen = {name: record for name, record in chosen.items() if Path(image_folder, name).resolve() not in taken}
+        if not chosen:
+            raise DataError(
+                f"{data_path}: all its images are measured, so none is left to fit the controls on; name others "
+                "(--fit_data_path), or measure fewer (--limit)"
+            )
     kept = _sample(list(chosen.values()), limit, seed)
     regions = None
     if regions_path is not None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,8 +47,9 @@ class Subject:
         return next(self.model.llm.parameters()).dtype
 
 
-def name_rows(folders: Sequence[str]) -> list[str]:
-    """A distinct name [A-Za-z0-9._+-]+ for each folder: its own, with its parent's in front where two are equal.
+def name_rows(folders: Sequence[str], taken: Collection[str] = ()) -> list[str]:
+    """A distinct name [A-Za-z0-9._+-]+ for each folder: its own, with its parent's in front where two are equal or
+    the name is `taken`.
 
     DataError when a folder is given twice.
     """
@@ -61,7 +62,7 @@ def name_rows(folders: Sequence[str]) -> list[str]:
             re.sub(r"[^A-Za-z0-9._+-]+", "-", "-".join(Path(path).parts[-depth:])).strip("-") or "model"
             for path in paths
         ]
-        if len(set(names)) == len(names):
+        if len(set(names)) == len(names) and not set(names) & set(taken):
             return names
     return [f"{name}-{number}" for number, name in enumerate(names, start=1)]
 

@@ -93,21 +93,22 @@ class Pictures:
         }
 
     def _image(self, record: Record) -> tuple[np.ndarray, np.ndarray, list[str]]:
-        """uint8 [S, S, 3] as the tower saw it, bool masks [R, S, S] after the same geometry, R labels."""
-        geometry = self.subject.geometry
+        """uint8 [H, H, 3] as the tower saw it, bool masks [R, H, H] after the same geometry, R labels; H is what the
+        patches cover of the square (SigLIP's leave a rim)."""
+        geometry, model = self.subject.geometry, self.subject.model
+        side = model.tower.grid * model.patch_size
         path = self.dataset.image_path(record, record.images[0])
         with open_image(path, record.where) as image:
             pixels = geometry.pixels(image)
         mean, std = torch.tensor(geometry.mean).view(3, 1, 1), torch.tensor(geometry.std).view(3, 1, 1)
-        shown = ((pixels * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
+        shown = ((pixels * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)[:side, :side]
         masks, labels = [], []
         annotated = None if self.material.regions is None else self.material.regions.get(record.images[0])
         for region in annotated.regions if annotated is not None else ():
-            mask = geometry.mask(to_mask(region, annotated.height, annotated.width)) >= 0.5
+            mask = geometry.mask(to_mask(region, annotated.height, annotated.width))[:side, :side] >= 0.5
             if bool(mask.any()):
                 masks.append(mask.numpy())
                 labels.append(region.label)
-        side = geometry.size
         return shown.numpy(), np.stack(masks) if masks else np.zeros((0, side, side), dtype=bool), labels
 
     def _decompose(self, view: View, row: int, patches: Tensor, labels: list[str]) -> list[dict[str, Any]]:

@@ -21,9 +21,11 @@ from llava_pat.data.templates import get_template
 from llava_pat.data.tokenize import load_tokenizer
 from llava_pat.evaluation.alignment import controls
 from llava_pat.evaluation.alignment.command import main, parser
+from llava_pat.models.checkpoint import save_projector
 from llava_pat.models.from_folder import load_model
 from llava_pat.models.llava_config import finetune_config
 from llava_pat.models.llava_layout import save_llava
+from llava_pat.models.projectors import build_projector
 from llava_pat.training.measure import LABELLED_COVERAGE, Probe
 
 WRITTEN = Path(__file__).parents[2] / "assets" / "llava_written"
@@ -61,7 +63,8 @@ def test_layout_of_what_is_written(finished, scene) -> None:
     assert set(settings["rows"]) == set(content["checkpoints"]) | set(content["baselines"])
     assert settings["images"] == 8 and settings["grid"] == [8, 8] and settings["vocabulary_size"] == 6
     assert settings["command"][0] == "eval/alignment.py" and str(out) in settings["command"][-1]
-    assert len(settings["hashes"]["val.json"]) == 64
+    assert len(settings["hashes"]["data_path"]) == 64
+    assert settings["rows"]["one"]["tokenizer_size"] == settings["rows"]["one"]["embeddings"] == 520
     for row, metrics in (content["checkpoints"] | content["baselines"]).items():
         assert all(isinstance(value, float) for value in metrics.values())
         with np.load(out / "data" / f"{row}.npz", allow_pickle=False) as arrays:
@@ -216,12 +219,33 @@ def test_every_layout(scene, tmp_path: Path) -> None:
     assert hf == pytest.approx(one, rel=1e-3, abs=1e-5)
 
 
+def test_one_data_file_is_shared_out(scene, tmp_path: Path) -> None:
+    """Without --fit_data_path the controls are fitted on what --limit leaves."""
+    flags = dict.fromkeys(("fit_data_path", "fit_image_folder", "fit_regions_path", "vocabulary_path"))
+    assert main(scene.argv(scene.checkpoints[0], out=tmp_path, limit=5, language_images=0, **flags)) == 0
+    content = json.loads((tmp_path / "metrics.json").read_text())
+    assert content["settings"]["images"] == 5 and content["settings"]["fit_images"] == 3
+    assert "linear_ridge" in content["baselines"] and content["settings"]["vocabulary_size"] < 10
+
+
+def test_patches_that_are_not_finite_are_named(scene, tmp_path: Path, capsys, make_stage1) -> None:
+    folder = tmp_path / "diverged"
+    make_stage1(folder, seed=0)
+    projector = build_projector("mlp2x_gelu", 64, 128)
+    projector[2].bias.data[5] = float("nan")
+    save_projector(projector, folder)
+    message = refused(scene, tmp_path / "out", capsys, folder)
+    assert "diverged" in message and "NaN" in message
+
+
 @pytest.mark.parametrize(
     ("words", "flags", "expected"),
     [
         ([WRITTEN / "llm"], {}, r"no checkpoint with a projector: .*llm.*no mm_\* keys"),
         (["/nowhere/at/all"], {}, r"/nowhere/at/all"),
         ([], {"limit": 0}, r"--limit 0: must be at least 1"),
+        ([], {"device": "quantum"}, r"--device quantum: "),
+        ([], {"fit_data_path": None, "fit_regions_path": None}, r"val.json: all its images are measured.*--limit"),
         ([], {"min_coverage": 2}, r"--min_coverage 2.0"),
         ([], {"data_path": "/nowhere.json"}, r"/nowhere.json: no such file"),
         ([], {"template": "v1_nonsense"}, r"v1_nonsense"),

@@ -215,6 +215,7 @@ def test_row_names(tmp_path: Path) -> None:
     assert name_rows([*paths, str(tmp_path / "b/one")]) == ["a-one", "a-two", "b-one"]
     assert name_rows(["org/llava v1", "other/llava"]) == ["llava-v1", "llava"]
     assert name_rows(["x/a b", "x/a-b"]) == ["x-a-b-1", "x-a-b-2"]
+    assert name_rows(["x/mean_word", "x/one"], taken={"mean_word": ""}) == ["x-mean_word", "x-one"]
     with pytest.raises(DataError, match="given twice"):
         name_rows([paths[0], f"{paths[0]}/"])
 
@@ -234,6 +235,10 @@ def test_material_is_one_image_a_record(scene, tmp_path: Path) -> None:
     assert without.regions is without.vocabulary is without.labels is None
     labels = read_material(tmp_path / "val.json", *files[:2])
     assert labels.vocabulary.words == labels.labels.words and "square" not in labels.vocabulary.words
+    rest = read_material(tmp_path / "val.json", *files, without=first)
+    assert len(rest.records) == 5 and not {r.id for r in rest.records} & {r.id for r in first.records}
+    with pytest.raises(DataError, match="none is left to fit the controls on"):
+        read_material(tmp_path / "val.json", *files, without=material)
     (tmp_path / "text.json").write_text(json.dumps([text]))
     with pytest.raises(DataError, match="none of its 1 records has exactly one image"):
         read_material(tmp_path / "text.json", *files)
