@@ -62,10 +62,10 @@ class WordListSettings:
     fold: Literal["plural", "case", "none"] = "plural"  # "case": lower case alone; "none": as written
 
     def __post_init__(self) -> None:
-        if self.min_count < 1:
-            raise DataError(f"word list: min_count is {self.min_count}, expected at least 1")
-        if self.max_words is not None and self.max_words < 2:
-            raise DataError(f"word list: max_words is {self.max_words}; fewer than 2 words cannot be told apart")
+        if not isinstance(self.min_count, int) or self.min_count < 1:
+            raise DataError(f"word list: min_count is {self.min_count!r}, expected at least 1")
+        if self.max_words is not None and (not isinstance(self.max_words, int) or self.max_words < 2):
+            raise DataError(f"word list: max_words is {self.max_words!r}; fewer than 2 words cannot be told apart")
         if self.fold not in ("plural", "case", "none"):
             raise DataError(f"word list: fold is {self.fold!r}, expected plural, case or none")
 

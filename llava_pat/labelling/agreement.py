@@ -91,7 +91,7 @@ class LabelStatistics:
         self.all: Counter[int] = Counter()  # ... that have it among their candidates
 
     def update(self, ids: Tensor, scores: Tensor, truth: Truth | None = None) -> None:
-        """Of one image: ids int64 [N, n] (-1: none), scores [N, n]."""
+        """Of one image: ids int64 [N, n] (-1: none), scores [N, n]. Without a truth, of the patches of any number."""
         ids, scores = ids.cpu(), scores.cpu().double()
         there = ids >= 0
         labelled = there[:, 0]

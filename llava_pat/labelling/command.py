@@ -85,7 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--patch_words", choices=("file", "online"), default="file",
         help="online: only words, switches and report; training computes the labels itself (default: %(default)s)",
     )  # fmt: skip
-    add("--patch_words_args", type=json.loads, default={}, help="switches as JSON; a switch's own flag goes before it")
+    add("--patch_words_args", type=_mapping, default={}, help="switches as JSON; a switch's own flag goes before it")
     add("--regions_path", help="regions file (JSONL) of these images: the report then says how often labels are right")
     add("--model_name_or_path", help="language model: words that its tokenizer has no tokens for are reported")
     add("--word_list", metavar="FILE", help="word list (JSON) to take; default: made from the captions")
@@ -129,12 +129,26 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
         raise ValueError(
             f"missing {', '.join(missing)}: give them as flags, or a training YAML that has them: --config"
         )
+    for action in parser._actions:  # argparse looks at flags alone, not at what a YAML says
+        value = vars(arguments).get(action.dest)
+        if action.choices is not None and value not in action.choices:
+            raise ValueError(f"{action.dest} is {value!r}; choose one of {', '.join(action.choices)}")
     unknown = sorted(set(arguments.patch_words_args) - set(_SWITCHES))
     if unknown:
         raise ValueError(f"patch_words_args has {', '.join(unknown)}; its switches are {', '.join(_SWITCHES)}")
     if arguments.report_images < 1 or arguments.batch_size < 1:
         raise ValueError("--report_images and --batch_size must be at least 1")
     return arguments
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is no mapping of switches")
+    return value
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -19,8 +18,6 @@ from llava_pat.models.loading import load_image_processor, tower_config, tower_i
 from llava_pat.models.open_clip_tower import is_open_clip
 from llava_pat.models.patch_text import PatchText
 from llava_pat.types import DataError
-
-logger = logging.getLogger(__name__)
 
 
 def image_captions(data_path: str | Path) -> dict[str, list[str]]:

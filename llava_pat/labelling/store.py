@@ -149,6 +149,6 @@ def whole_statistics(folder: Path, words: Sequence[str], progress: bool = True) 
     statistics = LabelStatistics(words)
     for start in tqdm(range(0, len(stored), _ROWS_AT_ONCE), desc="counting labels", disable=not progress):
         rows = slice(start, start + _ROWS_AT_ONCE)
-        for image in zip(*from_storage(stored[rows], scores[rows]), strict=True):
-            statistics.update(*image)
+        ids, values = from_storage(stored[rows], scores[rows])
+        statistics.update(ids.flatten(0, 1), values.flatten(0, 1))
     return statistics

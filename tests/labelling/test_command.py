@@ -188,6 +188,19 @@ def test_yaml_and_training_flags(corpus, tmp_path):
     assert not (tmp_path / "elsewhere").exists()
 
 
+def test_a_yaml_with_a_wrong_choice(corpus, tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text("patch_words: offline\n")
+    assert main(["--config", str(tmp_path / "run.yaml"), *corpus.argv(tmp_path / "labels")]) == 2
+    assert "patch_words is 'offline'; choose one of file, online" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_switches_that_are_no_mapping(corpus, tmp_path, capsys, text):
+    with pytest.raises(SystemExit):
+        main(corpus.argv(tmp_path / "labels", patch_words_args=text))
+    assert "argument --patch_words_args" in capsys.readouterr().err
+
+
 def test_words_without_tokens_are_reported(corpus, tmp_path, capsys):
     (tmp_path / "more.txt").write_text("\u200b\n")
     llm = ROOT / "tests" / "assets" / "llava_written" / "llm"
@@ -215,6 +228,8 @@ def test_labels_for_another_tower_of_the_same_grid(corpus, tmp_path, capsys):
         ({"data_path": None}, "missing --data_path"),
         ({"sign": 0}, "sign of the labels is 0"),
         ({"patch_words_args": '{"colour": 1}'}, "patch_words_args has colour; its switches are n, sign"),
+        ({"patch_words_args": '{"min_score": "high"}'}, "min_score of the labels is 'high'"),
+        ({"min_count": None, "patch_words_args": '{"min_count": "5"}'}, "min_count is '5', expected at least 1"),
         ({"min_count": 99}, "0 words are left after"),
         ({"word_list": "nowhere.json", "min_count": None}, "nowhere.json: no such file"),
         ({"word_list": "nowhere.json"}, "--word_list nowhere.json and min_count: a list that is given is taken"),
