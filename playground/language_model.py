@@ -16,13 +16,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from playground import world
+from playground import rows, world
 from playground.fit import fit
 from playground.lessons import Lessons, marked
-from playground.rows import Document, batch, conversation, document, encode
+from playground.rows import Document, conversation, document, encode
 from playground.start import begin, number_values
 
 MUON_RATE = 0.008
+PHASES = (("llm", rows.SCHEDULE, 1.0, 1.0), ("llm_polish", rows.POLISH, 0.2, 0.4))
+"""Name of the training state, what is learned, share of the steps, and of the rates."""
 READ_OUT_ROWS = 144  # of drills and relations, from which the read-outs begin
 
 
@@ -44,29 +46,35 @@ def llama_config(vocabulary: int) -> LlamaConfig:
 
 
 def train(folder: Path, work: Path, steps: int, batch_size: int, seed: int) -> None:
-    """Trains and writes a LlamaForCausalLM folder (bf16 safetensors) beside the tokenizer that is there."""
+    """Trains through PHASES and writes a LlamaForCausalLM folder (bf16 safetensors) beside the tokenizer there.
+
+    `steps` are the first phase's.
+    """
     torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = LlamaForCausalLM(llama_config(len(tokenizer)))
     model.set_attn_implementation("eager")  # see tower.py
     begin(model, number_values(tokenizer))
     lessons = Lessons(model)
-    behind = 3 * steps * batch_size  # scenes that no step has
+    behind = 3 * steps * batch_size  # scenes that no step of the first phase has
     kinds = ("drill", "relation")
     lessons.begin(tokenizer, [document(seed, "train", behind + i, kinds[i % len(kinds)]) for i in range(READ_OUT_ROWS)])
-
-    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        kind, made = batch(seed, step, steps, batch_size)
-        loss, taught = loss_on(lessons, tokenizer, made)
-        return loss + taught, {kind: float(loss.detach())}
 
     def report(step: int) -> None:
         found = accuracy(model, tokenizer, seed, 96)
         print(f"\n{step}: " + "  ".join(f"{kind} {value:.3f}" for kind, value in found.items()), flush=True)
 
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
-    rates = {"learning_rate": 2e-3, "muon": (MUON_RATE, matrices), "weight_decay": 0.01, "warmup": 30}
-    fit(lessons, loss_of, steps=steps, state=work / "llm.pt", save_every=100, report=report, **rates)
+    for phase, (name, schedule, share, rate) in enumerate(PHASES):
+        of_phase = int(share * steps)
+
+        def loss_of(step: int, first: int = 2 * phase * steps, schedule=schedule, of_phase: int = of_phase):
+            kind, made = rows.batch(seed, first + step, step / of_phase, schedule, batch_size)
+            loss, taught = loss_on(lessons, tokenizer, made)
+            return loss + taught, {kind: float(loss.detach())}
+
+        rates = {"learning_rate": 2e-3 * rate, "muon": (MUON_RATE * rate, matrices), "weight_decay": 0.01, "warmup": 30}
+        fit(lessons, loss_of, steps=of_phase, state=work / f"{name}.pt", save_every=100, report=report, **rates)
     export(model, folder)
 
 

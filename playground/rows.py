@@ -21,7 +21,8 @@ from playground.vocabulary import V1_SYSTEM
 
 MAX_TOKENS = 304
 BACKGROUND_WEIGHT = 0.05  # of the tokens that are not answers
-MIXED = {
+Schedule = dict[float, dict[str, int]]
+PRACTICE = {
     "drill": 1,
     "ordering": 1,
     "reg": 1,
@@ -32,15 +33,18 @@ MIXED = {
     "relation": 4,
     "count": 4,
 }
-SCHEDULE = {
+SCHEDULE: Schedule = {
     0.12: {"drill": 8, "ordering": 2, "relation": 3, "count": 2, "reg": 2, "rec": 3},
-    0.60: MIXED,
-    1.00: {"ordering": 1, "relation": 3, "count": 2, "rec": 1, "quiz": 2, "conversation": 8, "plain": 3},
+    0.538: PRACTICE,
+    0.85: {"questions": 6, "colour": 2, "count": 3, "relation": 1, "rec": 1, "reg": 1, "conversation": 4, "plain": 2},
+    1.00: {"questions": 4, "count": 2, "ordering": 1, "conversation": 10, "plain": 3},
 }
-"""Until this share of the run: how many steps in 20 have rows of each kind."""
+"""Until this share of the first phase: how many steps in 20 have rows of each kind."""
+POLISH: Schedule = {1.00: {"short": 8, "count": 2, "conversation": 7, "plain": 3}}
+"""The same for the second phase: what was still wrong after the first were counts with a request for a short answer."""
 QUIZ_TYPES = ("count", "existence", "relation", "rec", "reg")
-QUIZZES = ("quiz", "relation", "count", "rec", "reg")  # of a drawn type, or always of one
-FEW_THINGS = 0.08  # until this share of the run, scenes of two or three objects
+QUIZZES = ("quiz", "questions", "short", "relation", "count", "colour", "rec", "reg")  # `quiz` has their meanings
+FEW_THINGS = 0.08  # until this share of the first phase, scenes of two or three objects
 ROWS = {"drill": 2.0, "ordering": 2.0, "conversation": 1.0, "plain": 1.0, **dict.fromkeys(QUIZZES, 1.0)}
 """Rows of a step, times the batch size, by kind: drills are short."""
 QUIZ_QUESTIONS = 12  # at most, in a row
@@ -120,9 +124,14 @@ def ordering(scene: world.Scene, rng: np.random.Generator) -> Document:
     return ask_once(Document(text.scene_as_text(scene, rng)), facts, rng)
 
 
-def quiz(scene: world.Scene, rng: np.random.Generator, only: str | None = None) -> Document:
-    """The scene as text, then questions of one type (drawn, now and then all), none of which answers another."""
-    if only is None:
+def quiz(scene: world.Scene, rng: np.random.Generator, kind: str = "quiz") -> Document:
+    """The scene as text, then questions of one type, none of which answers another.
+
+    `kind` is the type, or "quiz" (drawn, now and then all), "questions" (all, every other time with LLaVA's request for
+    a short answer behind the first) or "short" (all, with it behind every other question).
+    """
+    only = None if kind in ("questions", "short") else kind
+    if kind == "quiz":
         only = (*QUIZ_TYPES, None)[rng.integers(len(QUIZ_TYPES) + 1)]
     asked: dict[frozenset[str] | str, text.QA] = {}
     if only in ("rec", "reg"):
@@ -133,12 +142,14 @@ def quiz(scene: world.Scene, rng: np.random.Generator, only: str | None = None) 
         for qa in (qa for questions in drawn for qa in questions if only in (None, qa.type)):
             if len(asked) < QUIZ_QUESTIONS:
                 asked.setdefault(_subject(qa), qa)
-    if not asked:  # no two objects are far enough apart for a relation
+    if not asked:  # no two objects far enough apart for a relation, or no kind that only one object is of
         asked = {qa.question: qa for qa in text.questions(scene, rng)}
     document = Document()
+    hint = kind == "questions" and rng.random() < 0.5
     for qa in asked.values():
         scene_text = f"Scene: {text.scene_as_text(scene, rng)}\n" if not document.text else ""
-        document.say(f"USER: {scene_text}{qa.question} ASSISTANT: ")
+        document.say(f"USER: {scene_text}{qa.question}{chr(10) + text.SHORT_ANSWER if hint else ''} ASSISTANT: ")
+        hint = kind == "short" and rng.random() < 0.5
         document.answer(qa.type, qa.answer + "</s>")
     return document
 
@@ -152,16 +163,17 @@ def _subject(qa: text.QA) -> frozenset[str] | str:
     return frozenset((" ".join(words[2:4]), " ".join(words[-2:]), axis))
 
 
-def row_kind(seed: int, step: int, progress: float) -> str:
-    """The kind of the rows of a step; `progress` is the share of the run that is over."""
-    shares = next(shares for until, shares in SCHEDULE.items() if progress <= until)
+def row_kind(seed: int, step: int, progress: float, schedule: Schedule) -> str:
+    """The kind of the rows of a step; `progress` is the share of the phase that is over."""
+    shares = next(shares for until, shares in schedule.items() if progress <= until)
     rng = np.random.default_rng([seed, step, 4])
     return str(rng.choice([kind for kind, steps in shares.items() for _ in range(steps)]))
 
 
-def batch(seed: int, step: int, steps: int, batch_size: int) -> tuple[str, list[Document]]:
-    """The rows of a step and their kind. No scene comes twice."""
-    kind, few = row_kind(seed, step, step / steps), step / steps < FEW_THINGS
+def batch(seed: int, step: int, progress: float, schedule: Schedule, batch_size: int) -> tuple[str, list[Document]]:
+    """The rows of a step, counted over all phases, and their kind. No scene comes twice."""
+    kind = row_kind(seed, step, progress, schedule)
+    few = schedule is SCHEDULE and progress < FEW_THINGS
     first, rows = 3 * step * batch_size, int(ROWS[kind] * batch_size)
     return kind, [document(seed, "train", first + i, kind, few) for i in range(rows)]
 
@@ -175,7 +187,7 @@ def document(seed: int, split: str, index: int, kind: str, few: bool = False) ->
     if kind == "conversation":
         return conversation(scene, rng, system=bool(rng.integers(2)))
     if kind in QUIZZES:
-        return quiz(scene, rng, None if kind == "quiz" else kind)
+        return quiz(scene, rng, kind)
     return {"drill": drill, "ordering": ordering}[kind](scene, rng)
 
 

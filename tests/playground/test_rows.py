@@ -149,7 +149,7 @@ def test_orderings_are_true():
     assert len(sides) == 4
 
 
-@pytest.mark.parametrize("only", ["count", "relation", "reg"])
+@pytest.mark.parametrize("only", ["count", "relation", "rec", "reg"])
 def test_quizzes_of_one_type(only):
     for index in range(12):
         one = rows.document(0, "train", index, only)
@@ -164,21 +164,38 @@ def test_a_quiz_without_a_relation_to_ask_asks_other_things():
     assert {kind for kind, _, _ in one.answers} == {"kind", "colour", "count", "existence"}
 
 
-def test_the_schedule():
+def test_questions_are_of_every_type_and_half_of_the_rows_ask_for_a_short_answer():
+    made = [rows.document(0, "train", index, "questions") for index in range(30)]
+    assert {kind for one in made for kind, _, _ in one.answers} == set(text.QUESTION_TYPES)
+    hints = [one.text.count(text.SHORT_ANSWER) for one in made]
+    assert set(hints) == {0, 1} and 6 < sum(hints) < 24
+    for one in (one for one in made if text.SHORT_ANSWER in one.text):
+        assert text.SHORT_ANSWER in one.text[: one.answers[0][1]], "behind the first question"
+    short = [rows.document(0, "train", index, "short") for index in range(10)]
+    asked, hinted = sum(len(one.answers) for one in short), sum(one.text.count(text.SHORT_ANSWER) for one in short)
+    assert 0.3 * asked < hinted < 0.65 * asked
+    assert all(rows.document(0, "train", index, "count").text.count(text.SHORT_ANSWER) == 0 for index in range(9))
+
+
+def test_the_schedules():
     """Small scenes and no conversations at first; every kind later on, and conversations the most at the end."""
-    ends = list(rows.SCHEDULE)
-    assert ends == sorted(ends) and ends[-1] == 1
-    assert all(sum(steps.values()) == 20 for steps in rows.SCHEDULE.values())
-    assert set().union(*rows.SCHEDULE.values()) == set(rows.ROWS)
-    drawn = [[rows.row_kind(0, step, progress) for step in range(400)] for progress in (0.0, 1.0)]
+    for schedule in (rows.SCHEDULE, rows.POLISH):
+        ends = list(schedule)
+        assert ends == sorted(ends) and ends[-1] == 1
+        assert all(sum(steps.values()) == 20 for steps in schedule.values())
+    assert set().union(*rows.SCHEDULE.values(), *rows.POLISH.values()) == set(rows.ROWS)
+    drawn = [[rows.row_kind(0, step, progress, rows.SCHEDULE) for step in range(400)] for progress in (0.0, 1.0)]
     assert "conversation" not in drawn[0] and drawn[0].count("drill") > 120
-    assert drawn[1].count("conversation") > 80
-    assert rows.row_kind(0, 7, 0.5) == rows.row_kind(0, 7, 0.5)
+    assert drawn[1].count("conversation") > 150
     seen: set[str] = set()
-    for step, steps, sizes in ((0, 20, {2, 3}), (4, 20, {2, 3, 4, 5}), (5, 20, {2, 3, 4, 5})):
-        kind, made = rows.batch(0, step, steps, 12)
+    small, all_sizes = {2, 3}, {2, 3, 4, 5}
+    for step, progress, schedule, sizes in (
+        *((0, 0.0, rows.SCHEDULE, small), (4, 0.2, rows.SCHEDULE, all_sizes), (5, 0.25, rows.SCHEDULE, all_sizes)),
+        (40, 0.0, rows.POLISH, all_sizes),
+    ):
+        kind, made = rows.batch(0, step, progress, schedule, 12)
         assert len(made) == 12 * rows.ROWS[kind]
-        scenes = {one.text[: one.answers[0][1]].split("].")[0] for one in made}
+        scenes = {one.text[: one.answers[0][1]].split("].")[0].split("Scene: ")[-1] for one in made}
         assert {scene.count("[") for scene in scenes} == sizes and not seen & scenes
         seen |= scenes
 
