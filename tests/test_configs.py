@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from llava_pat.alignment import requirements
 from llava_pat.models.llava_names import check_output_name
 from llava_pat.training import consistency
 from llava_pat.training.arguments import PretrainArguments, parse_pretrain
@@ -105,15 +106,29 @@ def test_every_config_runs_as_its_own_baseline(config: Path) -> None:
     assert arguments.training.output_dir.endswith("-none")
 
 
-@pytest.mark.parametrize("size", ["7b", "13b"])
-def test_the_real_recipe(size: str) -> None:
-    path = ROOT / "scripts" / "configs" / f"llava-v1.5-{size}.yaml"
+@pytest.mark.parametrize("name", ["7b", "13b", "7b_sea"])
+def test_the_real_recipe(name: str) -> None:
+    path = ROOT / "scripts" / "configs" / f"llava-v1.5-{name}.yaml"
     found = flat(parse_pretrain(["--config", str(path)]))
     assert {name: found[name] for name in RECIPE} == RECIPE
-    assert found["model_name_or_path"] == f"lmsys/vicuna-{size}-v1.5"
+    assert found["model_name_or_path"] == f"lmsys/vicuna-{name.partition('_')[0]}-v1.5"
     assert found["per_device_train_batch_size"] * found["gradient_accumulation_steps"] == 256  # one process here
     written = yaml.safe_load(path.read_text())
     assert (ROOT / written["deepspeed"]).is_file() and written["tf32"] is True
+
+
+def test_the_playgrounds_objectives_differ_in_the_alignment_alone() -> None:
+    names = ("pat", "sea", "pat_sea", "sea_regions", "pat_clip")
+    read = {name: parse_pretrain(["--config", str(ROOT / f"scripts/configs/playground_{name}.yaml")]) for name in names}
+    plans = {name: arguments.alignment.plan() for name, arguments in read.items()}
+    assert plans["pat_sea"] == {"pat": plans["pat"][""], "sea": plans["sea"][""]}
+    assert plans["sea_regions"][""].weight == plans["sea"][""].weight
+    assert requirements(plans["sea_regions"]) == {"regions"} and requirements(plans["pat_clip"]) == {"patch_words"}
+    files = {name: yaml.safe_load((ROOT / f"scripts/configs/playground_{name}.yaml").read_text()) for name in names}
+    for settings in files.values():
+        for key in [key for key in settings if key.startswith(("alignment", "patch_words"))]:
+            del settings[key]
+        assert settings == files["pat"]
 
 
 def test_the_published_script_has_the_published_arguments() -> None:

@@ -80,7 +80,8 @@ def build_objective(name: str, **keywords: Any) -> AlignmentObjective:
             only when it names them.
 
     Raises:
-        ValueError: unknown objective, unknown keyword, a value of another type, a parameter named `mm_projector`.
+        ValueError: unknown objective, unknown keyword, a value of another type, a parameter named `mm_projector`, a
+            parameter without a dimension.
         TypeError: the constructor breaks the signature rule.
     """
     objective = find_objective(name)
@@ -105,6 +106,12 @@ def build_objective(name: str, **keywords: Any) -> AlignmentObjective:
         raise ValueError(
             f"alignment objective {name!r} has {', '.join(reserved)}: mm_projector in a name marks LLaVA's projector "
             f"in checkpoints; rename it"
+        )
+    scalars = [key for key, parameter in built.named_parameters() if parameter.dim() == 0]
+    if scalars:
+        raise ValueError(
+            f"alignment objective {name!r} has {', '.join(scalars)} without a dimension, which DeepSpeed cannot "
+            f"broadcast; give it the shape (1,)"
         )
     return built
 

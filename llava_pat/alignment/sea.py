@@ -109,7 +109,8 @@ class SupervisedEmbeddingAlignment(AlignmentObjective):
         self.dedup = require_choice("dedup", dedup, DEDUP)
         self.loss = require_choice("loss", loss, LOSSES)
         self.max_scale = max_scale
-        self.log_scale = nn.Parameter(torch.tensor(float(init_log_scale)), requires_grad=learn_temperature)
+        # [1] and no scalar: DeepSpeed cannot broadcast those.
+        self.log_scale = nn.Parameter(torch.full((1,), float(init_log_scale)), requires_grad=learn_temperature)
 
     @classmethod
     def requires_with(cls, keywords: Mapping[str, Any]) -> frozenset[str]:
@@ -117,7 +118,7 @@ class SupervisedEmbeddingAlignment(AlignmentObjective):
 
     def scale(self) -> Tensor:
         """What cosines are multiplied with: fp32 scalar, at most max_scale."""
-        log_scale, limit = self.log_scale.float(), math.log(self.max_scale)
+        log_scale, limit = self.log_scale.float().squeeze(), math.log(self.max_scale)
         # The value is cut, its gradient is not: else a scale that once passed the limit could never come back.
         return (log_scale + (log_scale.clamp(max=limit) - log_scale).detach()).exp()
 

@@ -130,6 +130,14 @@ def test_literal_is_checked_before_the_constructor():
         build_objective("pat", unit="pixel")
 
 
+def test_a_parameter_without_a_dimension_is_refused(write):
+    """DeepSpeed cannot broadcast one (tests/training/test_distributed.py would show it)."""
+    text = MODULE.format(attribute="head").replace("nn.Linear(hidden_size, heads)", "nn.Parameter(torch.tensor(1.0))")
+    write("scalar", text)
+    with pytest.raises(ValueError, match=r"'scalar:Pull' has head without a dimension.*\(1,\)"):
+        build_objective("scalar:Pull", hidden_size=2)
+
+
 def test_a_parameter_named_like_the_projector_is_refused(write):
     write("clash", MODULE.format(attribute="mm_projector"))
     with pytest.raises(ValueError, match="has mm_projector.weight, mm_projector.bias: .*rename it"):

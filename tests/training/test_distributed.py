@@ -128,7 +128,8 @@ def test_zero2_in_bf16_with_a_foreign_objective(world, single: Path, tmp_path: P
     assert not torch.equal(trained["head.weight"], begun["head.weight"])
 
 
-def test_contrasting_over_two_ranks_is_one_process(world, tmp_path: Path) -> None:
+@pytest.mark.parametrize("plan", [{}, ZERO2], ids=["ddp", "zero2"])
+def test_contrasting_over_two_ranks_is_one_process(world, tmp_path: Path, plan: dict) -> None:
     """pat+sea: SEA's negatives come from both ranks, some of which have no label at all.
 
     A micro-batch of one process is as large as those of both ranks. No random choice.
@@ -137,7 +138,7 @@ def test_contrasting_over_two_ranks_is_one_process(world, tmp_path: Path) -> Non
     chosen = {"alignment": "pat+sea", "alignment_args": json.dumps({"sea": sea | {"weight": 1.0}})}
     one, two = tmp_path / "llava-one", tmp_path / "llava-two"
     pretrain(world.argv(one, **flags(world, 3, **chosen, per_device_train_batch_size=2)))
-    two_processes(world, two, **chosen)
+    two_processes(world, two, **chosen, **plan)
     assert_same_run(two, one)
     trained, expected = (load_file(folder / "alignment_objective.safetensors") for folder in (two, one))
     assert set(trained) == {"parts.sea.log_scale"} and trained["parts.sea.log_scale"].abs() > 1e-3
