@@ -2,7 +2,7 @@
 
     python -m playground.study evaluate checkpoints/llava-v1.5-playground-pat --split val --out OUT [--scenes 50]
 
-Questions, prompts, answering and scorers are those of `bash scripts/eval.sh` (captions, REC, VQA, POPE); the turns of
+Questions, prompts, answering and scorers are those of `bash scripts/eval.sh` (captions, REC, VQA); the turns of
 held-out conversations come in addition. OUT/answers/*.jsonl survive a kill; OUT/scores.json holds figures and tallies.
 """
 
@@ -24,7 +24,6 @@ from llava_pat.evaluation.model import Answerer
 from llava_pat.evaluation.questions import Question
 from llava_pat.evaluation.run import answer_questions
 from llava_pat.evaluation.tasks.playground_caption import PlaygroundCaption
-from llava_pat.evaluation.tasks.playground_pope import PlaygroundPope
 from llava_pat.evaluation.tasks.playground_rec import PlaygroundRec
 from llava_pat.evaluation.tasks.playground_vqa import PlaygroundVqa
 from llava_pat.evaluation.vqa_files import listed
@@ -32,8 +31,8 @@ from llava_pat.types import DataError
 from playground.generate import EVAL_FOLDERS
 from playground.study.dialogue import read_turns, turn_tallies
 from playground.study.files import write_json
-from playground.study.scoring import caption_tallies, pope_tallies, qa_tallies, rec_tallies
-from playground.study.tallies import POPE_CATEGORIES, figures
+from playground.study.scoring import caption_tallies, qa_tallies, rec_tallies
+from playground.study.tallies import figures
 from playground.text import QUESTION_TYPES
 
 SCORES = "scores.json"
@@ -70,8 +69,8 @@ def scene_of(question: Question) -> int:
 
 
 def benchmarks(split: str) -> dict[str, Benchmark]:
-    """llava_pat's playground benchmarks, about this split."""
-    found = {"captions": PlaygroundCaption(), "rec": PlaygroundRec(), "qa": PlaygroundVqa(), "pope": PlaygroundPope()}
+    """llava_pat's playground benchmarks, about this split. POPE is left out: half of all questions, all of one kind."""
+    found = {"captions": PlaygroundCaption(), "rec": PlaygroundRec(), "qa": PlaygroundVqa()}
     found["rec"].split = split
     found["qa"].image_name = split + "/{:06d}.png"
     return found
@@ -129,10 +128,7 @@ def _scored(
         (scene_of(q), notes[q.id]["question_type"], said["qa"][q.id], notes[q.id]["multiple_choice_answer"])
         for q in questions
     )
-    tallies |= qa_tallies(known, QUESTION_TYPES, scenes)
-    _, questions = asked["pope"]
-    there = ((scene_of(q), q.extra["category"], said["pope"][q.id], q.extra["label"]) for q in questions)
-    return tallies | pope_tallies(there, POPE_CATEGORIES, scenes), further
+    return tallies | qa_tallies(known, QUESTION_TYPES, scenes), further
 
 
 def _compact(table: np.ndarray) -> list[list[float]]:

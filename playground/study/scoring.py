@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from llava_pat.data.geometry import Box
-from llava_pat.evaluation.scorers.pope import says_yes
 from llava_pat.evaluation.scorers.rec import iou, parse_box, square_to_pixels
 from llava_pat.evaluation.scorers.vqa_accuracy import vqa_accuracy
 from playground import world
@@ -78,17 +77,6 @@ def qa_tallies(asked: Iterable[tuple[int, str, str, str]], kinds: Sequence[str],
     for scene, kind, answer, right in asked:
         found[kind].add(scene, vqa_accuracy(answer, [right] * 10), 1)
     return {f"qa_{kind}": tally.table for kind, tally in found.items()}
-
-
-def pope_tallies(
-    asked: Iterable[tuple[int, str, str, str]], categories: Sequence[str], scenes: int
-) -> dict[str, np.ndarray]:
-    """asked: (scene, category, answer, label)."""
-    found = {category: Tally(scenes, 3) for category in categories}
-    for scene, category, answer, label in asked:
-        yes, right = says_yes(answer), label != "no"
-        found[category].add(scene, yes and right, yes and not right, right and not yes)
-    return {f"pope_{category}": tally.table for category, tally in found.items()}
 
 
 def turn_is_right(kind: str, answer: str, right: str, labels: Sequence[str], square: tuple[int, int]) -> bool:

@@ -19,7 +19,6 @@ import numpy as np
 from playground.text import QUESTION_TYPES
 
 TURN_TYPES = (*QUESTION_TYPES, "rec", "reg", "caption")
-POPE_CATEGORIES = ("random", "popular", "adversarial")
 
 
 def share(pooled: np.ndarray) -> np.ndarray:
@@ -29,7 +28,7 @@ def share(pooled: np.ndarray) -> np.ndarray:
 
 
 def f1(pooled: np.ndarray) -> np.ndarray:
-    """[..., 3] -> [...]; 0 where there is nothing right, as in POPE's scorer."""
+    """[..., 3] -> [...]; 0 where there is nothing right."""
     right = 2 * pooled[..., 0]
     total = right + pooled[..., 1] + pooled[..., 2]
     return np.where(right > 0, right / np.maximum(total, 1e-12), 0.0)
@@ -66,8 +65,6 @@ METRICS = (
            tuple(f"qa_{kind}" for kind in QUESTION_TYPES)),
     *(_share(f"qa_{kind}", f"QA {kind}", "questions", f"share of exactly right answers to {kind} questions")
       for kind in QUESTION_TYPES),
-    Metric("pope", "POPE F1", "questions", tuple(f"pope_{kind}" for kind in POPE_CATEGORIES), f1, "mean of the F1 of "
-           "POPE's three categories, yes being the positive class"),
     _share("instruct", "instruction mix", "instructions", "held-out conversations turn by turn, the true turns before: "
            "mean over the eight types of turn of the share that is right",
            tuple(f"instruct_{kind}" for kind in TURN_TYPES)),
