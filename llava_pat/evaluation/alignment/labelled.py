@@ -36,13 +36,15 @@ class LabelMeasures:
 
     def update(self, view: View, patch_embeds: Tensor) -> None:
         """Add a batch's labelled patches, of patch_embeds [I, N, D]."""
-        if view.labels is not None and len(view.labels.image):
+        if view.regions is None:
+            return
+        self._classify(view, patch_embeds)
+        if len(view.labels.image):
             self.labels.update(_chosen(view.labels, patch_embeds), view.labels.targets)
-        if view.entries is None or not len(view.entries.image):
+        if not len(view.entries.image):
             return
         patches, targets = _chosen(view.entries, patch_embeds), view.entries.targets
         self.entries.update(patches, targets)
-        self._classify(view, patch_embeds)
         for some, right in zip(patches.split(_TILE), targets.split(_TILE), strict=True):
             self.histogram.update(F.normalize(some.float(), dim=-1) @ self.units.T, right)
 

@@ -171,6 +171,10 @@ def test_patchdis_facet_by_facet_is_scikit_learns() -> None:
     view = SimpleNamespace(regions=regions, entries=found[0], labels=found[1])
     measures = LabelMeasures(readings, 0.25)
     measures.update(view, patches)
+    nothing_here = regions_of([(0, (1,), [0.0, 0.1, 0.0, 0.0])])  # annotated, and too little for a label
+    empty = [_labelled(nothing_here, of.region_targets(nothing_here)) for of in (readings.words, readings.labels)]
+    measures.update(SimpleNamespace(regions=nothing_here, entries=empty[0], labels=empty[1]), patches[:1])
+    assert measures.scenes[0].confusion.sum() == 3 * 4 and measures.classes[0].confusion.sum() == 5
     result, arrays = measures.result()
     cosine = torch.nn.functional.cosine_similarity(patches[:2].unsqueeze(2), readings.word_vectors, dim=-1).flatten(
         0, 1
