@@ -51,7 +51,7 @@
     return unpack(image.cosine).subarray(column * patches, (column + 1) * patches);
   };
 
-  const sketch = (canvas, image) => {  // a canvas in the image's own coordinates
+  const sketch = (canvas, image, grey = false) => {  // a canvas in the image's own coordinates
     const width = canvas.clientWidth || 248;
     const ratio = window.devicePixelRatio || 1;
     canvas.style.height = `${width * image.size[1] / image.size[0]}px`;
@@ -62,7 +62,9 @@
     pen.scale(zoom, zoom);
     pen.imageSmoothingEnabled = image.size[0] > 128;
     const picture = pictures[image.png];
+    if (grey) pen.filter = "grayscale(1)";  // or the image's colours mix with the map's
     if (picture.complete && picture.naturalWidth) pen.drawImage(picture, 0, 0, image.size[0], image.size[1]);
+    pen.filter = "none";
     return [pen, zoom / ratio];  // image pixels -> CSS pixels
   };
   const outline = (pen, image, zoom, labelled) => {
@@ -195,7 +197,7 @@
     const strength = $("strength").value / 100;
     panels.forEach((one, i) => {
       const image = one.checkpoint.images[state.image];
-      const [pen, zoom] = sketch(one.canvas, image);
+      const [pen, zoom] = sketch(one.canvas, image, maps[i] !== null);
       let range = "";
       if (maps[i]) {
         const [low, high] = $("shared").checked ? shared : ends([maps[i]]);
