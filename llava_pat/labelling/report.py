@@ -92,7 +92,7 @@ def compare_settings(
 def render_table(rows: Sequence[Mapping[str, Any]], sample: str) -> str:
     """The rows as text, the chosen one marked, with its most frequent words below."""
     columns = [name for name in _COLUMNS if any(name in row for row in rows)]
-    header = ["", "source", "sign", "centring", "above", *(_COLUMNS[name] for name in columns)]
+    header = ["", "source", "sign", "centring", "min_score", *(_COLUMNS[name] for name in columns)]
     lines = [header]
     for row in rows:
         cells = ["->" if row["chosen"] else "", row["source"], f"{row['sign']:+d}", row["centring"]]
