@@ -26,13 +26,15 @@ def overview(out: Path, split: str) -> str:
 
 def means(results: Results, columns: Sequence[Column], rows: Mapping[str, tuple[str, int]]) -> str:
     """Mean ± standard deviation over seeds; rows that no column has are left out."""
-    lines = [row(["", *(f"`{name(column)}`" for column in columns)]), row(["---"] * (len(columns) + 1))]
-    lines.append(row(["seeds", *(" ".join(map(str, results.seeds(column))) for column in columns)]))
+    table = [["seeds", "", *(" ".join(map(str, results.seeds(column))) for column in columns)]]
     for metric, (title, digits) in rows.items():
         cells = [mean_and_spread(results.values(column, metric), digits) for column in columns]
         if any(cells):
-            lines.append(row([title, *cells]))
-    return "\n".join(lines)
+            table.append([title, mean_and_spread(results.starts(metric), digits), *cells])
+    head = ["", "at the start", *(f"`{name(column)}`" for column in columns)]
+    if not any(cells[1] for cells in table):
+        head, table = [head[0], *head[2:]], [[cells[0], *cells[2:]] for cells in table]
+    return "\n".join(map(row, [head, ["---"] * len(head), *table]))
 
 
 def mean_and_spread(values: Sequence[float], digits: int) -> str:

@@ -51,6 +51,12 @@ class Results:
     def seeds(self, column: Column) -> list[int]:
         return sorted(self._by[column])
 
+    def starts(self, metric: str) -> list[float]:
+        """Before training, by seed: what training measured, which is on `val`; [] for other splits and metrics."""
+        name = f"{metric.removeprefix('stage1_')}_init"
+        first = {one["seed"]: one for one in self.entries if one["split"] == "val" and name in one["initial"]}
+        return [one["initial"][name] for _, one in sorted(first.items())] if metric.startswith("stage1_") else []
+
     def is_whole(self, column: Column) -> bool:
         """Whether all scenes of the split were asked about."""
         return all(run["whole"] for run in self._by[column].values())

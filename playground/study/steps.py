@@ -115,7 +115,7 @@ class Steps:
 
     def _answered(self, scores: dict[str, Any]) -> bool:
         """Whether scores are about all scenes, or as many as asked for."""
-        return "instruct" in scores["metrics"] and (scores["whole"] or scores["scenes"] == self.scenes)
+        return "turns" in scores["questions"] and (scores["whole"] or scores["scenes"] == self.scenes)
 
     def _result(
         self, cell: Cell, commands: dict[str, list[str]], measured: dict[str, dict], scores: dict[str, Any]

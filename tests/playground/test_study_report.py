@@ -15,6 +15,7 @@ from llava_pat.types import DataError
 from playground.study import publish, report
 from playground.study.files import read_json, write_json
 from playground.study.hypotheses import HYPOTHESES
+from playground.study.overview import overview
 from playground.study.plots import write_figures
 from playground.study.results import SHARED, Results
 from playground.study.rows import ROWS
@@ -194,3 +195,15 @@ def test_json_is_laid_out_a_key_a_line(tmp_path):
     write_json(tmp_path / "x.json", content)
     text = (tmp_path / "x.json").read_text()
     assert json.loads(text) == content and text.count("\n") == 8 and '"a": [1,2.5,[3]],' in text
+
+
+def test_the_overview_has_the_start_on_val_and_is_written_down(tmp_path):
+    for seed in (0, 1):
+        write_json(tmp_path / f"results/val/none-{seed}.json", result("none", seed, 0.5, split="val"))
+        write_json(tmp_path / f"results/test/none-{seed}.json", result("none", seed, 0.5))
+    text = overview(tmp_path, "val")
+    assert rows(text)[""] == ["at the start", "`none`"] and rows(text)["seeds"] == ["", "0 1"]
+    assert rows(text)["caption loss after stage 1, nats a token"] == ["2.500 ± 0.707", "0.500 ± 0.000"]
+    assert (tmp_path / "table-val.md").read_text() == text + "\n"
+    assert rows(overview(tmp_path, "test"))[""] == ["`none`"], "training has measured its start on val"
+    assert overview(tmp_path / "nothing", "val").startswith("no result in")
