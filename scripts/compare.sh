@@ -2,7 +2,7 @@
 # The study: objectives x seeds through both stages of the playground, evaluated and compared; sets everything up first.
 #
 #     bash scripts/compare.sh --split test                  # none, pat, sea, pat+sea; seeds 0 to 4: the study itself, hours
-#     bash scripts/compare.sh --objectives none pat --seeds 0 1 2 --stages 1        # stage 1 alone: the README's table
+#     bash scripts/compare.sh --objectives none pat --seeds 0 1 2 --stages 1 --no_alignment      # the README's table
 #     bash scripts/compare.sh --objectives none pat --seeds 0 --scenes 100          # a quick look, on the split val
 #     bash scripts/compare.sh --objectives none my_package.my_objective             # anybody's
 #
