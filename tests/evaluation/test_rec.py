@@ -185,7 +185,7 @@ def test_bad_files_are_named(root: Path) -> None:
 
 
 def test_playgrounds_true_boxes_are_right(tmp_path: Path) -> None:
-    """The playground writes its answers itself (playground/text.py): read back, they are the true boxes."""
+    """The playground writes its answers itself (playground/text.py): read back, they are the true boxes, rounded."""
     from playground import world
     from playground.generate import generate
     from playground.text import write_box
@@ -199,5 +199,5 @@ def test_playgrounds_true_boxes_are_right(tmp_path: Path) -> None:
     things = [(scene, thing) for scene in (world.scene(3, "val", i) for i in range(6)) for thing in scene.things]
     answers = {q.key: write_box(scene, thing.box) for q, (scene, thing) in zip(questions, things, strict=True)}
     scores = benchmark.score(root, answers)
-    assert scores.metrics["accuracy@0.7"] == 100
-    assert scores.metrics["mean_iou"] > 90  # two decimals
+    assert scores.metrics["accuracy@0.5"] == 100
+    assert 75 < scores.metrics["mean_iou"] < 90  # boxes are written in twentieths

@@ -78,7 +78,7 @@ def test_a_failed_cell_is_named_and_the_others_go_on(made, tmp_path, pretend, ca
     assert main([*words, "--objectives", "none", "unlucky"]) == 1
     said = capsys.readouterr().out
     assert said.count("FAILED exit status 1: error: out of luck") == 2
-    assert "FAILED unlucky-seed0: exit status 1" in said and "| seeds | 0 1 |" in said
+    assert "FAILED unlucky-seed0: exit status 1" in said and "| seeds |  | 0 1 |" in said
     assert {file.stem for file in (tmp_path / "s/results/val").glob("*.json")} == {"none-seed0", "none-seed1"}
     assert main([*words, "--objectives", "none", "pat"]) == 0, "finished ones are read, the new one is done"
     assert "finished before" in capsys.readouterr().out
