@@ -17,7 +17,9 @@ def overview(out: Path, split: str) -> str:
     if not results.entries:
         return f"no result in {out / 'results' / split} yet"
     text = means(results, results.columns, ROWS)
-    partial = [name(column) for column in results.columns if not results.is_whole(column)]
+    if results.common:
+        text += f"\n\nAll: {' '.join(results.common)}."
+    partial = [results.name(column) for column in results.columns if not results.is_whole(column)]
     if partial:
         text += f"\n\nOnly the first scenes were asked about: {', '.join(partial)}."
     (out / f"table-{split}.md").write_text(text + "\n")
@@ -31,7 +33,7 @@ def means(results: Results, columns: Sequence[Column], rows: Mapping[str, tuple[
         cells = [mean_and_spread(results.values(column, metric), digits) for column in columns]
         if any(cells):
             table.append([title, mean_and_spread(results.starts(metric), digits), *cells])
-    head = ["", "at the start", *(f"`{name(column)}`" for column in columns)]
+    head = ["", "at the start", *(f"`{results.name(column)}`" for column in columns)]
     if not any(cells[1] for cells in table):
         head, table = [head[0], *head[2:]], [[cells[0], *cells[2:]] for cells in table]
     return "\n".join(map(row, [head, ["---"] * len(head), *table]))
@@ -42,10 +44,6 @@ def mean_and_spread(values: Sequence[float], digits: int) -> str:
         return ""
     spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
     return f"{np.mean(values):.{digits}f}{spread}"
-
-
-def name(column: Column) -> str:
-    return " ".join([column[0], *column[1]])
 
 
 def row(cells: Iterable[str]) -> str:

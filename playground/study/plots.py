@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 
 from llava_pat.evaluation.alignment.report.style import COLOURS, GREY, MARKERS, drawing, svg_bytes
 from playground.study.hypotheses import BASELINE, HYPOTHESES
-from playground.study.overview import name
 from playground.study.report import MAIN
 from playground.study.results import Column, Results
 from playground.study.rows import ROWS
@@ -49,7 +48,7 @@ def differences(results: Results) -> Figure:
             found = results.compare(column, results.baseline_of(column), hypothesis.metric)
             if found is not None:
                 _difference(panel, -place, found, COLOURS[place % len(COLOURS)])
-        panel.set_yticks([-place for place in range(len(treated))], [name(column) for column in treated])
+        panel.set_yticks([-place for place in range(len(treated))], [results.name(column) for column in treated])
         panel.set_ylim(0.6 - len(treated), 0.5)
         panel.grid(axis="y", visible=False)
         better = "right" if hypothesis.direction > 0 else "left"

@@ -12,6 +12,7 @@ import argparse
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from llava_pat.types import DataError
 from playground.study.cells import ROOT, shown
 from playground.study.files import read_json
 from playground.study.hypotheses import BASELINE, HYPOTHESES, verdict
-from playground.study.overview import mean_and_spread, means, name, row
+from playground.study.overview import mean_and_spread, means, row
 from playground.study.results import SHARED, Column, Results
 from playground.study.rows import AFTERWARDS, ALIGNMENT, COST, ROWS, TASKS
 from playground.study.statistics import DRAWS, Difference, holm
@@ -70,9 +71,9 @@ def setup(results: Results, folder: Path) -> str:
     versions = ", ".join(f"{package} {number}" for package, number in shared["versions"].items())
     dates = sorted(one["finished"] for one in results.entries)
     lines = [
-        f"- {len(results.entries)} runs: {', '.join(f'`{name(column)}`' for column in results.columns)}; seeds "
+        f"- {len(results.entries)} runs: {', '.join(f'`{results.name(column)}`' for column in results.columns)}; seeds "
         f"{', '.join(map(str, seeds))}; {dates[0]} to {dates[-1]}.",
-        f"- Split `{first['split']}`: {first['scenes']} scenes; {asked}.",
+        f"- Split `{first['split']}`: {scenes(first)}; {asked}.",
         f"- Code: {commits}{' with changes' if shared['git']['changed'] else ''}; {versions}; {shared['machine']}.",
         *(f"- Base model {folder}: sha256 {digest[:16]}." for folder, digest in shared["inputs"]["models"].items()),
         "- Command lines of one run (all are in docs/study/results):",
@@ -80,6 +81,13 @@ def setup(results: Results, folder: Path) -> str:
         *(f"      {line}" for line in first["commands"].values()),
     ]
     return "\n".join(lines)
+
+
+def scenes(result: dict[str, Any]) -> str:
+    """How many scenes a result's questions are about."""
+    if result["scenes"] is None:
+        return "stage 1 alone"
+    return f"{result['scenes']} scenes" if result["whole"] else f"the first {result['scenes']} scenes"
 
 
 def claims(results: Results) -> str:
@@ -91,8 +99,9 @@ def claims(results: Results) -> str:
             continue
         found = [(one, results.compare(treated, baseline, one.metric)) for one in HYPOTHESES]
         adjusted = holm([np.nan if one is None else one.p for _, one in found])
+        seeds = len(_both(results, treated, baseline))
         lines = [
-            f"**`{name(treated)}` against `{name(baseline)}`**, {len(_both(results, treated, baseline))} seeds",
+            f"**`{results.name(treated)}` against `{results.name(baseline)}`**, {seeds} seeds",
             "",
             row(["claim", "metric", f"`{baseline[0]}`", f"`{treated[0]}`", "difference", "95 %, bootstrap", "95 %, t",
                  "relative", "p (Holm)", "shown"]),
@@ -122,7 +131,8 @@ def differences(results: Results) -> str:
     pairs = contrasts(results)
     if not pairs:
         return "*One objective: nothing to compare.*"
-    lines = [row(["", *(f"`{name(a)}` - `{name(b)}`" for a, b in pairs)]), row(["---"] * (len(pairs) + 1))]
+    head = ["", *(f"`{results.name(a)}` - `{results.name(b)}`" for a, b in pairs)]
+    lines = [row(head), row(["---"] * len(head))]
     for metric, (title, digits) in (ALIGNMENT | TASKS | AFTERWARDS).items():
         found = [results.compare(a, b, metric) for a, b in pairs]
         cells = [
@@ -153,12 +163,14 @@ def sweeps(folder: Path) -> str:
     for place in sorted(places):
         results = Results.read(place)
         metrics = [one for one in _SWEPT if any(results.values(column, one) for column in results.columns)]
-        lines = [f"**{place.name}** (split `{results.entries[0]['split']}`)", "",
+        first = results.entries[0]
+        common = f"; all with {' '.join(results.common)}" if results.common else ""
+        lines = [f"**{place.name}** (split `{first['split']}`, {scenes(first)}{common})", "",
                  row(["setting", "objective", "seeds", *(ROWS[one][0] for one in metrics)]),
                  row(["---"] * (3 + len(metrics)))]  # fmt: skip
         for column in results.columns:
             cells = [_swept(results, column, metric) for metric in metrics]
-            setting = " ".join(column[1]) or "as configured"
+            setting = results.own(column) or "as configured"
             lines.append(row([setting, f"`{column[0]}`", str(len(results.seeds(column))), *cells]))
         parts += ["\n".join(lines), *filter(None, [_figure(folder, place.name)])]
     return "\n\n".join(parts) or "*No sweep yet: `python -m playground.study sweep --over ...`, then `publish --name`.*"

@@ -48,6 +48,22 @@ class Results:
         """(objective, setting), objectives in the order of complexity: the baseline first, sums last."""
         return sorted(self._by, key=lambda key: (key[1], key[0] != BASELINE, key[0].count("+"), key[0]))
 
+    @property
+    def common(self) -> tuple[str, ...]:
+        """Overrides that all runs have: they distinguish none."""
+        if not self._by:
+            return ()
+        first, *others = (setting for _, setting in self._by)
+        return tuple(one for one in first if all(one in setting for setting in others))
+
+    def own(self, column: Column) -> str:
+        """What of a column's setting not all have."""
+        return " ".join(one for one in column[1] if one not in self.common)
+
+    def name(self, column: Column) -> str:
+        """Objective and its own setting: unique among the columns."""
+        return f"{column[0]} {self.own(column)}".rstrip()
+
     def seeds(self, column: Column) -> list[int]:
         return sorted(self._by[column])
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from llava_pat.merge import main
 from llava_pat.models import merge as module
-from llava_pat.models.adapters import add_lora, load_lora, prepare_quantized, quantization, save_lora
+from llava_pat.models.adapters import add_lora, prepare_quantized, quantization, save_lora
 from llava_pat.models.from_folder import load_model
 from llava_pat.models.llava_config import finetune_config
 from llava_pat.models.merge import merge_folder

@@ -128,7 +128,7 @@ def test_what_was_run_is_told(folder):
 def test_sweeps(folder):
     write_figures(folder)
     text = render(folder, "sweeps")
-    assert "**sweep-weight** (split `val`)" in text and "![sweep-weight](study/sweep-weight.svg)" in text
+    assert "**sweep-weight** (split `val`, 60 scenes)" in text and "![sweep-weight](study/sweep-weight.svg)" in text
     lines = [line for line in text.splitlines() if line.startswith("| stage1.alignment_weight=5")]
     assert len(lines) == 1 and "`good` | 2 |" in lines[0] and re.search(r"\(\+\d", lines[0]), "against none"
 
@@ -150,13 +150,27 @@ def test_published_results_name_no_machine(folder):
     assert read_json(folder / "results" / "test" / SHARED)["git"] == {"commits": ["a" * 40], "changed": False}
 
 
+def test_runs_of_some_settings_are_published(folder, tmp_path):
+    source, flag = tmp_path / "out" / "results" / "val", "stage1.alignment_weight"
+
+    def published(**chosen) -> int:
+        return publish.publish(source, tmp_path / "some", light=True, **chosen)
+
+    assert published(having=[f"{flag}=5"]) == 2
+    assert len(list((tmp_path / "some").glob("*-seed*.json"))) == 2
+    assert published(having=[flag], lacking=[f"{flag}=5"]) == 2
+    assert published(lacking=[flag]) == 2 and (tmp_path / "some" / "none-seed0.json").is_file()
+    with pytest.raises(DataError, match=rf"none of the 6 results .* there are: {flag}=1, {flag}=5"):
+        published(having=["stage1.align"])
+
+
 def test_what_cannot_be_compared_is_refused(folder, tmp_path):
     source = tmp_path / "out" / "results" / "test"
     with pytest.raises(DataError, match="no result to publish"):
         publish.publish(tmp_path / "nothing", tmp_path / "x", light=False)
     entry = read_json(source / "none-seed0.json")
     for change, words in (
-        ({"whole": False}, "first scenes only"),
+        ({"scenes": SCENES - 1, "whole": False}, "different numbers of scenes"),
         ({"inputs": {}}, "different inputs"),
         ({"initial": {"caption_loss_init": 9.0}}, "did not start alike"),
     ):
@@ -167,6 +181,13 @@ def test_what_cannot_be_compared_is_refused(folder, tmp_path):
     write_json(source / "twice.json", entry)
     with pytest.raises(DataError, match="two results of none, seed 0"):
         publish.publish(source, tmp_path / "x", light=False)
+
+
+def test_what_all_runs_have_is_said_once():
+    slow, quick = ["stage2.learning_rate=1e-5"], ["stage2.learning_rate=1e-5", "stage1.alignment_weight=2"]
+    results = Results([result("none", 0, 0.5, slow), result("good", 0, 0.6, quick)])
+    assert results.common == ("stage2.learning_rate=1e-5",)
+    assert [results.name(column) for column in results.columns] == ["none", "good stage1.alignment_weight=2"]
 
 
 def test_an_unknown_part_is_named(folder):
