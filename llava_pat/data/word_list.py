@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from llava_pat.data.hashes import file_sha256
 from llava_pat.data.records import load_records
 from llava_pat.types import DataError, Record
 
@@ -50,7 +51,6 @@ STOP_WORDS = frozenset(
 """English words that say nothing about what a picture shows. Words for places that are no mere grammar stay."""
 
 _WORD = re.compile(r"(?<!\w)[^\W\d_]+(?:['’\-][^\W\d_]+)*(?!\w)")
-_BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -202,15 +202,6 @@ def _reason_against(word: str, count: int, min_count: int) -> str | None:
     if not word.isprintable():
         return "not printable"
     return f"seen fewer than {min_count} times" if count < min_count else None
-
-
-def file_sha256(path: str | Path) -> str:
-    """sha256 of a file, read in blocks."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _checked(words: WordList, where: str) -> WordList:

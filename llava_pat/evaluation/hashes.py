@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from llava_pat.data.hashes import file_sha256
+
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 _SETTINGS = ("config.json", "tokenizer.model", "tokenizer.json", "adapter_config.json", "open_clip_config.json")
-_BLOCK = 1 << 22
 
 
 def folder_hash(folder: str | Path) -> str:
@@ -18,14 +19,5 @@ def folder_hash(folder: str | Path) -> str:
     files = sorted(file for file in folder.iterdir() if file.suffix in _WEIGHTS or file.name in _SETTINGS)
     digest = hashlib.sha256()
     for file in files:
-        digest.update(f"{file.name} {file_hash(file)}\n".encode())
-    return digest.hexdigest()
-
-
-def file_hash(file: str | Path) -> str:
-    """sha256 of a file, read in blocks."""
-    digest = hashlib.sha256()
-    with Path(file).open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
+        digest.update(f"{file.name} {file_sha256(file)}\n".encode())
     return digest.hexdigest()

@@ -18,6 +18,7 @@ import yaml
 from torch import Tensor
 
 from llava_pat.data.geometry import ASPECTS, Geometry
+from llava_pat.data.hashes import file_sha256
 from llava_pat.data.patch_words import (
     PROGRESS,
     WORD_MEANS,
@@ -28,7 +29,7 @@ from llava_pat.data.patch_words import (
 )
 from llava_pat.data.regions import load_regions
 from llava_pat.data.tokenize import load_tokenizer
-from llava_pat.data.word_list import WordList, WordListSettings, build_word_list, file_sha256, load_word_list
+from llava_pat.data.word_list import WordList, WordListSettings, build_word_list, load_word_list
 from llava_pat.labelling.agreement import Truth, caption_words, region_truth
 from llava_pat.labelling.report import (
     REPORT,

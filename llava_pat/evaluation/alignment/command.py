@@ -23,6 +23,7 @@ from tqdm import tqdm
 import llava_pat
 from llava_pat.analysis.baselines import constant_patches
 from llava_pat.data.dataset import LlavaDataset
+from llava_pat.data.hashes import file_sha256
 from llava_pat.evaluation.alignment import controls
 from llava_pat.evaluation.alignment.files import DATA, METRICS, finite, git_commit, table, write_arrays, write_json
 from llava_pat.evaluation.alignment.material import load_batches, read_material
@@ -39,7 +40,7 @@ from llava_pat.evaluation.alignment.pictures import Pictures, choose_pictures
 from llava_pat.evaluation.alignment.readings import Readings, read_with
 from llava_pat.evaluation.alignment.report import render, require_matplotlib
 from llava_pat.evaluation.alignment.views import Sampling
-from llava_pat.evaluation.hashes import file_hash, folder_hash
+from llava_pat.evaluation.hashes import folder_hash
 from llava_pat.evaluation.model import DTYPES
 from llava_pat.types import DataError
 
@@ -245,7 +246,7 @@ class Run:
                 "python": sys.version.split()[0],
             },
             "git_commit": git_commit(Path(__file__).parent),
-            "hashes": {name: file_hash(path) for name, path in files.items()},
+            "hashes": {name: file_sha256(path) for name, path in files.items()},
             "files": files,
             "rows": {},
         }
