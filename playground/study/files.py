@@ -1,18 +1,24 @@
-"""JSON files that are whole or not there."""
+"""Files that are whole or not there."""
 
 from __future__ import annotations
 
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
 
 def write_json(path: Path, content: Any) -> None:
     """Keys a line, lists on one: readable, and small in git."""
+    write_text(path, _laid_out(content) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(_laid_out(content) + "\n", encoding="utf-8")
+    # cells are threads: two that write the same file need a name each
+    aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    aside.write_text(text, encoding="utf-8")
     os.replace(aside, path)
 
 

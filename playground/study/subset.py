@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
+
+from playground.study.files import write_text
 
 
 def write_subset(source: Path, share: float, out: Path) -> Path:
@@ -20,8 +21,5 @@ def write_subset(source: Path, share: float, out: Path) -> Path:
     records = json.loads(source.read_text())
     order = np.random.default_rng(len(records)).permutation(len(records))
     kept = sorted(order[: max(1, round(share * len(records)))].tolist())
-    out.mkdir(parents=True, exist_ok=True)
-    aside = target.with_suffix(f".{os.getpid()}.part")
-    aside.write_text(json.dumps([records[index] for index in kept]))
-    os.replace(aside, target)
+    write_text(target, json.dumps([records[index] for index in kept]))
     return target

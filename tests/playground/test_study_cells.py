@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -209,3 +210,12 @@ def test_the_reports_command_line_is_one(tmp_path, made):
     arguments = parser().parse_args(command[2:])
     assert command[1] == "eval/alignment.py" and len(arguments.checkpoints) == 2
     assert Path(arguments.regions_path) == made / "regions_test.jsonl" and Path(arguments.out) == tmp_path / "out"
+
+
+def test_cells_that_want_one_subset_at_once_all_get_it(tmp_path):
+    source = tmp_path / "instruct.json"
+    source.write_text(json.dumps([{"id": str(index), "text": "x" * 200} for index in range(20_000)]))
+    with ThreadPoolExecutor(8) as pool:
+        files = list(pool.map(lambda _: write_subset(source, 0.9, tmp_path / "subsets"), range(8)))
+    assert len(json.loads(files[0].read_text())) == 18_000 and set(files) == {files[0]}
+    assert list((tmp_path / "subsets").iterdir()) == [files[0]], "nothing is left aside"
