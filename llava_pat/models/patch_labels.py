@@ -53,7 +53,6 @@ class LabelSwitches:
             raise ValueError(f"n of the labels is {self.n!r}: at least 1 word a patch")
         if not isinstance(self.prompt, str) or self.prompt.count("{}") != 1:
             raise ValueError(f"prompt of the labels is {self.prompt!r}: it must hold {{}} once, for the word")
-
         if not isinstance(self.min_score, (int, float)) or not 0 <= self.min_score < 2:
             raise ValueError(
                 f"min_score of the labels is {self.min_score!r}: expected at least 0, as scores are weights"

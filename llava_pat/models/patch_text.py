@@ -1,7 +1,7 @@
 """How alike patches and words are in a CLIP's shared space: the vectors of both.
 
     v  patches of the last layer, through the final norm and the projection that CLIP trains for its class token
-    t  texts `prompt.format(word)` through CLIP's text encoder and projection
+    t  the prompt with the word for its {}, through CLIP's text encoder and projection
 
     source "last"       v as above
     source "surgery"    CLIP Surgery (arXiv 2304.05653, clip/clip_surgery_model.py): beside the tower's own path a
@@ -60,7 +60,7 @@ class PatchText(nn.Module):
         """Unit vectors [W, d]. progress is called with the number of words that were done."""
         vectors = []
         for start in range(0, len(words), _WORDS_AT_ONCE):
-            texts = [prompt.format(word) for word in words[start : start + _WORDS_AT_ONCE]]
+            texts = [prompt.replace("{}", word) for word in words[start : start + _WORDS_AT_ONCE]]
             vectors.append(F.normalize(self._encode(texts).float(), dim=-1))
             if progress is not None:
                 progress(len(texts))

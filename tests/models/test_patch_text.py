@@ -114,6 +114,15 @@ def test_words_are_transformers_text_features(clip, folder):
         torch.testing.assert_close(vector, expected, atol=1e-5, rtol=0)
 
 
+def test_other_braces_of_a_prompt_stay(clip, monkeypatch):
+    """A prompt is text, not a format string: `{{}}` would lose the word in silence."""
+    texts, encode = [], clip._encode
+    monkeypatch.setattr(clip, "_encode", lambda batch: texts.extend(batch) or encode(batch))
+    for prompt in ("a {} {x}", "a {{}}", "{ {}"):
+        clip.words(["red"], prompt)
+    assert texts == ["a red {x}", "a {red}", "{ red"]
+
+
 def test_nothing_trains_and_nothing_is_drawn(folder):
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
