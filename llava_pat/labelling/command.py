@@ -121,8 +121,7 @@ def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
         own, training = own[:place], own[place + 1 :]
     config = parser.parse_args(own).config
     if config is not None:
-        known = {action.dest for action in parser._actions}
-        parser.set_defaults(**{name: value for name, value in _read_yaml(Path(config)).items() if name in known})
+        parser.set_defaults(**_from_yaml(Path(config), parser))
     arguments = parser.parse_args(own)
     parser.parse_known_args(training, arguments)
     missing = [f"--{name}" for name in _REQUIRED if vars(arguments)[name] is None]
@@ -150,6 +149,20 @@ def _mapping(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"{text!r} is no mapping of switches")
     return value
+
+
+def _from_yaml(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """What a training YAML says of the parser's flags; null is not given, as in training."""
+    flags = {action.dest: action for action in parser._actions}
+    found = {name: value for name, value in _read_yaml(path).items() if name in flags and value is not None}
+    texts = {int: "a whole number", float: "a number", _mapping: "a mapping of switches"}
+    kinds = {int: (int, str), float: (int, float, str), _mapping: (dict, str)}  # argparse converts text, nothing else
+    for name, value in found.items():
+        bare, kind = flags[name].nargs == 0, flags[name].type
+        if not isinstance(value, bool if bare else kinds.get(kind, str)):
+            expected = "true or false" if bare else texts.get(kind, "text")
+            raise ValueError(f"--config {path}: {name} is {value!r}, expected {expected}")
+    return found
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from llava_pat.data.geometry import geometry_for
 from llava_pat.data.patch_words import PatchWordsFolder, load_meta
-from llava_pat.labelling.command import main
+from llava_pat.labelling.command import main, read_arguments
 from llava_pat.models.loading import load_image_processor
 from llava_pat.models.patch_labels import CENTRINGS
 from llava_pat.models.patch_text import load_patch_text
@@ -192,6 +192,30 @@ def test_a_yaml_with_a_wrong_choice(corpus, tmp_path, capsys):
     (tmp_path / "run.yaml").write_text("patch_words: offline\n")
     assert main(["--config", str(tmp_path / "run.yaml"), *corpus.argv(tmp_path / "labels")]) == 2
     assert "patch_words is 'offline'; choose one of file, online" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("patch_words_args: 3", "patch_words_args is 3, expected a mapping of switches"),
+        ("patch_words_args: [n]", "patch_words_args is ['n'], expected a mapping of switches"),
+        ("image_folder: 3", "image_folder is 3, expected text"),
+        ("report_images: 1.5", "report_images is 1.5, expected a whole number"),
+        ("min_score: [1]", "min_score is [1], expected a number"),
+        ("report_only: 3", "report_only is 3, expected true or false"),
+    ],
+)
+def test_a_yaml_with_a_wrong_type(tmp_path, capsys, line, message):
+    (tmp_path / "run.yaml").write_text(f"{line}\n")
+    assert main(["--config", str(tmp_path / "run.yaml")]) == 2
+    assert capsys.readouterr().err == f"error: --config {tmp_path / 'run.yaml'}: {message}\n"
+
+
+def test_null_in_a_yaml_is_not_given(corpus, tmp_path):
+    (tmp_path / "run.yaml").write_text("patch_words_args: null\nreport_images: null\nimage_aspect_ratio: null\n")
+    argv = ["--config", str(tmp_path / "run.yaml"), *corpus.argv(tmp_path / "labels")]
+    arguments = read_arguments(argv)
+    assert (arguments.patch_words_args, arguments.report_images, arguments.image_aspect_ratio) == ({}, 500, "square")
 
 
 @pytest.mark.parametrize("text", ["{", "[1]"])
