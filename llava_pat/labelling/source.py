@@ -52,11 +52,37 @@ class Images(Dataset):
 
     def batches(self, places: Iterable[int], size: int, workers: int) -> Iterator[Tensor]:
         """Pixels [I, 3, S, S] of these places, `size` at a time, read by `workers` processes."""
-        return iter(
-            DataLoader(
-                self, size, sampler=list(places), num_workers=workers, generator=torch.Generator().manual_seed(0)
-            )
+        batches = DataLoader(
+            _ErrorsAsValues(self),
+            size,
+            sampler=list(places),
+            num_workers=workers,
+            collate_fn=_stack,
+            generator=torch.Generator().manual_seed(0),
         )
+        for batch in batches:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+
+
+class _ErrorsAsValues(Dataset):
+    """Images whose errors are returned: raised in a worker, they come back as that worker's traceback."""
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+
+    def __getitem__(self, index: int) -> Tensor | DataError:
+        try:
+            return self.images[index]
+        except DataError as error:
+            return error
+
+
+def _stack(images: Sequence[Tensor | DataError]) -> Tensor | DataError:
+    """A batch, or the first error in it."""
+    errors = [image for image in images if isinstance(image, DataError)]
+    return errors[0] if errors else torch.stack(list(images))
 
 
 def file_sizes(names: Sequence[str], folder: str | Path) -> list[int]:
