@@ -218,7 +218,7 @@ def label(arguments: argparse.Namespace) -> None:
         sizes = file_sizes(names, arguments.image_folder)
         if arguments.patch_words == "file":
             check_space(folder, len(names), meta)
-        if open_folder(folder, meta, words, names) and _finished(folder, arguments.patch_words, len(names)):
+        if open_folder(folder, meta, words, names) and _finished(folder, arguments.patch_words, switches, len(names)):
             print(f"{folder} holds these labels already; {folder / REPORT} says what they are")
             return
 
@@ -247,10 +247,10 @@ def label(arguments: argparse.Namespace) -> None:
     )
 
 
-def _finished(folder: Path, patch_words: str, images: int) -> bool:
+def _finished(folder: Path, patch_words: str, switches: LabelSwitches, images: int) -> bool:
     report = folder / REPORT
-    if not report.is_file():
-        return False
+    if not report.is_file() or (switches.needs_word_means and not (folder / WORD_MEANS).is_file()):
+        return False  # a report may be older than the folder: --report_only writes one as well
     if patch_words == "online":
         return True
     return (

@@ -172,6 +172,24 @@ def test_online_folder_has_no_label_files(corpus, tmp_path):
     assert len(PatchWordsFolder(out)) == 7
 
 
+def test_an_online_folder_that_was_cut_off_is_filled(corpus, tmp_path, monkeypatch):
+    """Killed before its word means were there, with the report of an earlier --report_only beside it."""
+    from llava_pat.labelling import command
+
+    out, report = tmp_path / "labels", command._report
+    assert main(corpus.argv(out, report_only=True)) == 0
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "_report", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        main(corpus.argv(out, patch_words="online", centring="both"))
+    monkeypatch.setattr(command, "_report", report)
+    assert main(corpus.argv(out, patch_words="online", centring="both")) == 0
+    assert (out / "word_means.npy").is_file()
+
+
 def test_yaml_and_training_flags(corpus, tmp_path):
     """A training YAML is read for what concerns labels; so are training flags; a flag of the command itself wins."""
     config = tmp_path / "run.yaml"
