@@ -149,7 +149,7 @@ class Run:
         for data in (dataset, fitting):
             data.check(model.num_patches, progress=False)
         readings = read_with(subject, self.material)
-        key = fingerprint(subject, readings.piece_words, readings.piece_vectors)
+        key = fingerprint(subject, readings.piece_ids, readings.piece_words, readings.piece_vectors)
         is_new = key not in self.groups
         first = self.groups.setdefault(key, row)
         fitted = controls.fit_controls(

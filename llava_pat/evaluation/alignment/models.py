@@ -25,6 +25,8 @@ from llava_pat.types import DataError
 
 logger = logging.getLogger(__name__)
 
+_ASKED = 16  # words that a language model is known by
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -122,11 +124,13 @@ def objective_of(folder: str) -> str | None:
 
 
 @torch.inference_mode()
-def fingerprint(subject: Subject, words: Sequence[str], vectors: Tensor) -> str:
-    """sha256 of all that the controls depend on: tower, words, geometry, and the projector's kind but not its weights.
+def fingerprint(subject: Subject, ids: Tensor, words: Sequence[str], vectors: Tensor) -> str:
+    """sha256 of all that the controls depend on: tower, language model, words, geometry, and the projector's kind but
+    not its weights.
 
     Two checkpoints with one fingerprint share their controls. The tower is known by what it makes of made-up pixels,
-    the language model by the vectors [W, D] of its words.
+    the language model by its words (ids [W], vectors [W, D]) and what its layers make of the first of them: fine-tuning
+    may leave the words as they were, and the controls' caption loss and IMA are of the layers.
     """
     model = subject.model
     shapes = [(name, tuple(tensor.shape)) for name, tensor in model.projector.state_dict().items()]
@@ -134,6 +138,10 @@ def fingerprint(subject: Subject, words: Sequence[str], vectors: Tensor) -> str:
     side = model.image_size
     pixels = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     features = model.encode_images(pixels.to(subject.device, subject.dtype))
-    for tensor in (features, vectors):
+    text = ids[:_ASKED].unsqueeze(0)
+    states = model.forward_hidden(
+        text, torch.ones_like(text, dtype=torch.bool), vectors.new_zeros(0, 1, vectors.shape[1])
+    )
+    for tensor in (features, vectors, states):
         digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -213,10 +213,25 @@ def test_every_layout(scene, tmp_path: Path) -> None:
     assert main(scene.argv(*folders, out=tmp_path / "out")) == 0
     content = json.loads((tmp_path / "out" / "metrics.json").read_text())
     one, llava, hf = content["checkpoints"].values()
+    assert set(content["baselines"]) == CONTROLS | {f"mean_vector-of-{row}" for row in content["checkpoints"]}
     assert llava == pytest.approx(one, rel=1e-4, abs=1e-6)
     for metrics in (one, hf):
         metrics.pop("caption_loss")  # llava-hf has rows behind the vocabulary, which take their share of the softmax
     assert hf == pytest.approx(one, rel=1e-3, abs=1e-5)
+
+
+def test_controls_are_of_their_own_language_model(scene, tmp_path: Path) -> None:
+    """Fine-tuning that leaves the words' vectors alone (as LoRA does) still changes the controls' caption loss."""
+    loaded = load_model(scene.checkpoints[0], dtype=torch.float32)
+    loaded.model.llm.get_decoder().layers[0].mlp.down_proj.weight.data.mul_(-3)
+    config = finetune_config(loaded.model.llm.config, vision_tower=str(WRITTEN / "clip"), vision_width=64,
+                             image_aspect_ratio="square")  # fmt: skip
+    save_llava(loaded.model, tmp_path / "llava-tuned", config, tokenizer_source=WRITTEN / "llm", dtype=None)
+    assert main(scene.argv(scene.checkpoints[0], tmp_path / "llava-tuned", out=tmp_path / "out", pictures=0)) == 0
+    rows = json.loads((tmp_path / "out" / "metrics.json").read_text())["baselines"]
+    before, after = (rows[row] for row in ("random_projector", "random_projector-of-llava-tuned"))
+    assert after["patch_cosine"] == pytest.approx(before["patch_cosine"], abs=1e-6)
+    assert after["caption_loss"] != pytest.approx(before["caption_loss"], abs=1e-3)
 
 
 def test_one_data_file_is_shared_out(scene, tmp_path: Path) -> None:
