@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ class Vocabulary:
         Whole words, case ignored, left to right, the longest entry first: "hot dog" is not also "dog".
         """
         parts = _parts(label)
-        by_parts = {_parts(word): column for column, word in enumerate(self.words)}
+        by_parts = self._by_parts
         longest = max(map(len, by_parts), default=0)
         found: list[int] = []
         start = 0
@@ -41,6 +42,11 @@ class Vocabulary:
             else:
                 start += 1
         return tuple(dict.fromkeys(found))
+
+    @cached_property
+    def _by_parts(self) -> dict[tuple[str, ...], int]:
+        """Made once: a data set's labels are all looked up in the vocabulary of all of them."""
+        return {_parts(word): column for column, word in enumerate(self.words)}
 
     def targets(self, labels: Sequence[str]) -> Tensor:
         """Which entries each label contains: bool [len(labels), V]; a row may be all False."""

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from llava_pat.analysis import vocabulary
 from llava_pat.analysis.vocabulary import Vocabulary, load_vocabulary, vocabulary_of
 from llava_pat.types import DataError
 
@@ -85,3 +86,11 @@ def test_an_entry_that_begins_a_longer_one_gives_way_to_it():
     words = Vocabulary(("light", "light blue", "blue"))
     assert words.find("light blue lamp") == (1,)
     assert words.find("blue light") == (2, 0)
+
+
+def test_words_are_cut_up_once_however_many_labels_are_looked_up(monkeypatch):
+    cut, real = [], vocabulary._parts
+    monkeypatch.setattr(vocabulary, "_parts", lambda text: cut.append(text) or real(text))
+    labels = [f"thing {number}" for number in range(40)]
+    assert torch.equal(Vocabulary(tuple(labels)).targets(labels), torch.eye(40).bool())
+    assert len(cut) == 2 * 40  # each word and each label, not each word for each label
