@@ -110,7 +110,10 @@ def load_word_list(path: str | Path) -> WordList:
     words = raw.get("words") if isinstance(raw, dict) else None
     if not isinstance(words, dict) or not all(isinstance(count, int) for count in words.values()):
         raise DataError(f"{file}: holds no word list; expected {{'words': {{word: count, ...}}, ...}}")
-    return _checked(WordList(words, raw.get("corpus", {}), raw.get("settings", {}), raw.get("left_out", {})), str(file))
+    origin = [raw.get(name, {}) for name in ("corpus", "settings", "left_out")]
+    if not all(isinstance(part, dict) for part in origin):
+        raise DataError(f"{file}: corpus, settings and left_out of a word list are mappings, or left out")
+    return _checked(WordList(words, *origin), str(file))
 
 
 def build_word_list(
@@ -202,6 +205,14 @@ def _reason_against(word: str, count: int, min_count: int) -> str | None:
     if not word.isprintable():
         return "not printable"
     return f"seen fewer than {min_count} times" if count < min_count else None
+
+
+def read_words(path: str | Path) -> list[str]:
+    """The words of a text file, between blanks and line ends."""
+    try:
+        return Path(path).read_text(encoding="utf-8").split()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text at byte {error.start}; save it as UTF-8") from error
 
 
 def _checked(words: WordList, where: str) -> WordList:

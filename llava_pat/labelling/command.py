@@ -29,7 +29,7 @@ from llava_pat.data.patch_words import (
 )
 from llava_pat.data.regions import load_regions
 from llava_pat.data.tokenize import load_tokenizer
-from llava_pat.data.word_list import WordList, WordListSettings, build_word_list, load_word_list
+from llava_pat.data.word_list import WordList, WordListSettings, build_word_list, load_word_list, read_words
 from llava_pat.labelling.agreement import Truth, caption_words, region_truth
 from llava_pat.labelling.report import (
     REPORT,
@@ -212,7 +212,7 @@ def label(arguments: argparse.Namespace) -> None:
         geometry=placement_of(geometry, clip.tower.patch_size),
         patches=clip.num_patches,
         words=len(words.words),
-        switches={**asdict(switches), **words.settings},
+        switches={**words.settings, **asdict(switches)},  # a list of the user's may call its own settings anything
     )
     if not arguments.report_only:
         sizes = file_sizes(names, arguments.image_folder)
@@ -261,9 +261,7 @@ def _finished(folder: Path, patch_words: str, switches: LabelSwitches, images: i
 
 
 def _words(arguments: argparse.Namespace, settings: dict[str, Any]) -> WordList:
-    extra = []
-    if arguments.extra_words:
-        extra = Path(arguments.extra_words).read_text(encoding="utf-8").split()
+    extra = read_words(arguments.extra_words) if arguments.extra_words else []
     if arguments.word_list is None:
         return build_word_list(arguments.data_path, WordListSettings(**settings), extra)
     if settings or extra:

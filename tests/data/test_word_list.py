@@ -101,6 +101,8 @@ def test_labels_in_a_list():
         ("[]", "holds no word list"),
         ('{"words": {"a": "b"}}', "holds no word list"),
         ('{"words": {"red": 1}}', "1 words are left"),
+        ('{"words": {"red": 1, "blue": 1}, "settings": [1]}', "words.json: corpus, settings and left_out"),
+        ('{"words": {"red": 1, "blue": 1}, "left_out": 3}', "words.json: corpus, settings and left_out"),
     ],
 )
 def test_bad_files(tmp_path, content, message):

@@ -251,6 +251,20 @@ def test_words_without_tokens_are_reported(corpus, tmp_path, capsys):
     assert "1 words have no tokens in the language model and are left out in training" in capsys.readouterr().out
 
 
+def test_settings_of_a_given_list_are_no_switches(corpus, tmp_path):
+    (tmp_path / "list.json").write_text('{"words": {"red": 1, "blue": 1}, "settings": {"n": 7, "by": "hand"}}')
+    argv = corpus.argv(tmp_path / "labels", word_list=tmp_path / "list.json", min_count=None, n=2)
+    assert main(argv) == 0
+    switches = load_meta(tmp_path / "labels").switches
+    assert (switches["n"], switches["by"]) == (2, "hand")
+
+
+def test_extra_words_that_are_no_text(corpus, tmp_path, capsys):
+    (tmp_path / "more.txt").write_bytes(b"red\xff")
+    assert main(corpus.argv(tmp_path / "labels", extra_words=tmp_path / "more.txt")) == 2
+    assert f"error: {tmp_path / 'more.txt'}: not UTF-8 text at byte 3" in capsys.readouterr().err
+
+
 def test_labels_for_another_tower_of_the_same_grid(corpus, tmp_path, capsys):
     """DINOv2's crop, in the CLIP's pixels; another grid is refused."""
     from tests.models.tower_folders import write_tower
