@@ -143,7 +143,7 @@ def build_word_list(
     corpus = {
         "file": Path(data_path).name,
         "sha256": file_sha256(data_path),
-        "captions": sum(len(record.turns) // 2 for record in records),
+        "captions": sum(1 for _ in captions(records)),
     }
     return _checked(WordList(counts, corpus, asdict(settings), dict(left_out)), str(data_path))
 

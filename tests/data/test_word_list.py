@@ -57,7 +57,8 @@ def test_text_without_an_image_is_no_caption(tmp_path):
     records = json.loads(file.read_text())
     records.append({"id": "t", "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "poem"}]})
     file.write_text(json.dumps(records))
-    assert set(build_word_list(file, WordListSettings(min_count=1)).words) == {"red", "circle"}
+    words = build_word_list(file, WordListSettings(min_count=1))
+    assert set(words.words) == {"red", "circle"} and words.corpus["captions"] == 1
 
 
 def test_folding():
