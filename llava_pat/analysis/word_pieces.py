@@ -43,6 +43,7 @@ class WordPieces:
     keep: Tensor  # [V] bool: the piece is a word
     words: tuple[str, ...]  # V texts without the space mark; "" for bytes that are no text
     dropped: dict[str, int]  # how many pieces for each of REASONS, all of them listed
+    same_word: dict[int, int]  # a case duplicate -> the piece that is kept in its place
 
 
 def find_word_pieces(
@@ -79,11 +80,10 @@ def find_word_pieces(
             dropped[reason] += 1
         else:
             keep[number] = True
-    if not case_duplicates:
-        for number in _case_duplicates(words, keep):
-            keep[number] = False
-            dropped["case duplicate"] += 1
-    return WordPieces(keep, tuple(words), dropped)
+    same_word = {} if case_duplicates else _case_duplicates(words, keep)
+    keep[list(same_word)] = False
+    dropped["case duplicate"] = len(same_word)
+    return WordPieces(keep, tuple(words), dropped, same_word)
 
 
 def _is_byte_level(pieces: Sequence[str]) -> bool:
@@ -123,15 +123,15 @@ def _reason(piece: str, text: str | None, begins: bool) -> str | None:
     return "single letter" if len(text) == 1 and text.isascii() and text.lower() not in "ai" else None
 
 
-def _case_duplicates(words: Sequence[str], keep: Tensor) -> list[int]:
+def _case_duplicates(words: Sequence[str], keep: Tensor) -> dict[int, int]:
     best: dict[str, int] = {}
     kept = keep.nonzero().squeeze(-1).tolist()
     for number in kept:
         folded = words[number].casefold()
         if folded not in best or (words[number] == words[number].lower() != words[best[folded]]):
             best[folded] = number
-    chosen = set(best.values())
-    return [number for number in kept if number not in chosen]
+    chosen = {number: best[words[number].casefold()] for number in kept}
+    return {number: stays for number, stays in chosen.items() if stays != number}
 
 
 def _byte_letters() -> dict[str, int]:

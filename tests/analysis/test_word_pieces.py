@@ -20,6 +20,9 @@ def test_sentencepiece():
         "control": 3, "byte": 1, "partial": 1, "not alphabetic": 6, "single letter": 1, "case duplicate": 3
     }  # fmt: skip
     assert int(result.keep.sum()) + sum(result.dropped.values()) == len(pieces)
+    assert {pieces[number]: pieces[kept] for number, kept in result.same_word.items()} == {
+        "▁Dog": "▁dog", "▁DOG": "▁dog", "▁paRis": "▁Paris"
+    }  # fmt: skip
 
 
 def test_byte_level():

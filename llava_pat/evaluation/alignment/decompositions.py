@@ -25,8 +25,8 @@ _NAMES = {
 class Decompositions:
     """Explained energy and overlap with the labels, with coefficients of any sign and with non-negative ones.
 
-    A patch's right words are the tokens of its labels that are words of the tokenizer; where none of them is, the
-    patch counts for the energy only.
+    A patch's right words are the tokens of its labels that are words of the tokenizer, in whatever case; where none of
+    them is, the patch counts for the energy only.
     """
 
     def __init__(self, readings: Readings) -> None:
@@ -34,6 +34,7 @@ class Decompositions:
         self.atoms = min(ATOMS, len(readings.piece_ids))
         self.scores = {sign: DecompositionScores(self.atoms) for sign in SIGNS}
         self.columns = {token: column for column, token in enumerate(readings.piece_ids.tolist())}
+        self.columns |= {token: self.columns[kept] for token, kept in readings.same_word.items()}
 
     def update(self, view: View, patch_embeds: Tensor) -> None:
         """Add the patches that the view chose, of patch_embeds [I, N, D]."""
@@ -41,7 +42,7 @@ class Decompositions:
             return
         images, patches, tokens = zip(*view.decomposed, strict=True)
         chosen = patch_embeds[list(images), list(patches)].float()
-        targets = torch.zeros(len(chosen), len(self.columns), dtype=torch.bool)
+        targets = torch.zeros(len(chosen), len(self.readings.piece_ids), dtype=torch.bool)
         for row, right in enumerate(tokens):
             targets[row, [self.columns[token] for token in right if token in self.columns]] = True
         targets = targets.to(chosen.device)

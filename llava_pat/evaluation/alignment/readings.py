@@ -6,7 +6,8 @@ llava_pat/types.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -34,6 +35,7 @@ class Readings:
     piece_vectors: Tensor  # [W, D] in the model's dtype
     dropped_pieces: dict[str, int]  # reason -> how many of the tokenizer's pieces are no words
     silent_ids: frozenset[int]  # special tokens and white space: no words of a caption
+    same_word: Mapping[int, int] = field(default_factory=dict)  # id of "Dog" -> id of "dog", where that is the piece
 
 
 @torch.inference_mode()
@@ -61,6 +63,7 @@ def read_with(subject: Subject, material: Material) -> Readings:
         torch.cat([model.embed_words(part) for part in ids.split(_ROWS)]),
         pieces.dropped,
         frozenset(blank | set(tokenizer.all_special_ids)),
+        pieces.same_word,
     )
 
 

@@ -15,6 +15,7 @@ import torch
 from llava_pat.analysis.vocabulary import Vocabulary
 from llava_pat.data.words import Words
 from llava_pat.evaluation.alignment.controls import label_targets
+from llava_pat.evaluation.alignment.decompositions import Decompositions
 from llava_pat.evaluation.alignment.files import finite, git_commit, table, write_arrays, write_json
 from llava_pat.evaluation.alignment.histogram import CosineHistogram
 from llava_pat.evaluation.alignment.labelled import LabelMeasures
@@ -199,6 +200,17 @@ def _labelled(regions: PatchRegions, targets: torch.Tensor) -> Labelled:
     from llava_pat.analysis.patch_alignment import labelled_patches
 
     return Labelled(*labelled_patches(regions.coverage, regions.image, targets, 0.25))
+
+
+def test_a_label_in_capitals_is_found_among_the_words() -> None:
+    """Pieces 5 and 6 are "a" and "b" in capitals, which are no columns of their own."""
+    readings = dataclasses.replace(made_up_readings(torch.Generator().manual_seed(6)), same_word={5: 0, 6: 1})
+    decompositions = Decompositions(readings)
+    patches = readings.piece_vectors[[0, 1]].unsqueeze(0)
+    view = SimpleNamespace(decomposed=[(0, 0, frozenset({5, 9})), (0, 1, frozenset({5, 6}))])
+    decompositions.update(view, patches)
+    metrics = decompositions.result()[0]
+    assert (metrics["omp_overlap"], metrics["omp_recall"], metrics["omp_precision"]) == (1.0, 0.75, 1.0)
 
 
 def test_targets_of_the_linear_map_are_means_of_the_labels_words() -> None:
