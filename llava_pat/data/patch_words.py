@@ -4,8 +4,8 @@ A label folder, made by `bash scripts/label_patches.sh` (llava_pat/labelling):
 
     meta.json         what the labels are of: tower, word list, corpus, geometry, switches, sizes (FolderMeta)
     word_list.json    the words that ids stand for (word_list.py)
-    images.json       names of the images, row by row, and image_bytes.npy, uint32 [images], the sizes of their files
-    words.npy         uint16, or uint32 beyond 65,535 words: [images, N, n], best first; the type's largest value: none
+    images.json       names of the images, row by row, and image_bytes.npy, int64 [images], the sizes of their files
+    words.npy         uint16, or uint32 beyond 65,534 words: [images, N, n], best first; the type's largest value: none
     scores.npy        float16 [images, N, n], > 0 and descending; 0: no candidate
     word_means.npy    float32 [W]: a word's mean similarity over patches; only where the centring needs it
     report.json, report.txt
@@ -40,7 +40,10 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class FolderMeta:
-    """What the labels of a folder were made from; two folders of equal meta hold equal labels."""
+    """What the labels of a folder were made from.
+
+    Two folders of equal meta hold equal labels, but for a centring over patches: its means are of the report's sample.
+    """
 
     tower: str  # as it was named
     tower_sha256: str  # of the vision tower's weights
@@ -108,13 +111,11 @@ class PatchWordsFolder:
                 f"{self.folder}: {done} of {len(self._rows)} images are labelled; run `bash scripts/label_patches.sh` "
                 "again, it goes on where it stopped"
             )
-        self._words = np.load(self.folder / WORDS, mmap_mode="r")
-        self._scores = np.load(self.folder / SCORES, mmap_mode="r")
-        self._bytes = np.load(self.folder / IMAGE_BYTES)
-        expected = (len(self._rows), self.meta.patches, self.meta.switches["n"])
-        for name, array in ((WORDS, self._words), (SCORES, self._scores)):
-            if array.shape != expected:
-                raise DataError(f"{self.folder / name}: has shape {array.shape} where {META} says {expected}")
+        images = len(self._rows)
+        expected = (images, self.meta.patches, self.meta.switches["n"])
+        self._words = load_array(self.folder / WORDS, expected, mapped=True)
+        self._scores = load_array(self.folder / SCORES, expected, mapped=True)
+        self._bytes = load_array(self.folder / IMAGE_BYTES, (images,))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -136,7 +137,13 @@ class PatchWordsFolder:
     def row(self, name: str, where: str) -> tuple[Tensor, Tensor]:
         """words int64 [N, n] (ids in the word list, -1: none) and scores float32 [N, n] of one image."""
         row = self._row(name, where)
-        return from_storage(self._words[row], self._scores[row])
+        words, scores = from_storage(self._words[row], self._scores[row])
+        if int(words.max()) >= self.meta.words:
+            raise DataError(
+                f"{self.folder / WORDS}: has word {int(words.max())} at image {name!r}, but its word list has "
+                f"{self.meta.words} words: the file is of another folder. {_MAKE_THEM.capitalize()} again"
+            )
+        return words, scores
 
     def _row(self, name: str, where: str) -> int:
         if name not in self._rows:
@@ -163,13 +170,39 @@ def read_images(folder: Path) -> list[str]:
     file = folder / IMAGES
     if not file.is_file():
         raise DataError(f"{file}: no such file; {_MAKE_THEM}")
-    return json.loads(file.read_text(encoding="utf-8"))
+    names = _read_json(file)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{file}: holds no list of names; {_MAKE_THEM} again")
+    return names
 
 
 def rows_done(folder: Path) -> int:
     """How many rows are on disk."""
     file = folder / PROGRESS
-    return json.loads(file.read_text())["rows"] if file.is_file() else 0
+    if not file.is_file():
+        return 0
+    progress = _read_json(file)
+    if not isinstance(progress, dict) or not isinstance(progress.get("rows"), int):
+        raise DataError(f"{file}: does not say how many rows are done; {_MAKE_THEM} again")
+    return progress["rows"]
+
+
+def load_array(file: Path, shape: tuple[int, ...], mapped: bool = False) -> np.ndarray:
+    """An array of a label folder. DataError when it is damaged, or of another shape than the folder's meta says."""
+    try:
+        array = np.load(file, mmap_mode="r" if mapped else None)
+    except (ValueError, EOFError) as error:
+        raise DataError(f"{file}: cannot be read ({error}); {_MAKE_THEM} again") from error
+    if array.shape != shape:
+        raise DataError(f"{file}: has shape {array.shape} where {META} says {shape}")
+    return array
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise DataError(f"{file}: cannot be read ({error}); {_MAKE_THEM} again") from error
 
 
 def storage_type(words: int) -> np.dtype:

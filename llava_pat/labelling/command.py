@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from torch import Tensor
@@ -24,6 +23,7 @@ from llava_pat.data.patch_words import (
     WORD_MEANS,
     FolderMeta,
     WordTokens,
+    load_array,
     placement_of,
     rows_done,
 )
@@ -327,8 +327,9 @@ def _report(
 def _labels(
     arguments: argparse.Namespace, source: _Source, folder: Path, rows: range
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    means = torch.from_numpy(np.load(folder / WORD_MEANS)) if source.switches.needs_word_means else None
-    means = means if means is None else means.to(source.device)
+    means = None
+    if source.switches.needs_word_means:
+        means = torch.from_numpy(load_array(folder / WORD_MEANS, (len(source.vectors),))).to(source.device)
     for pixels in source.images.batches(rows, arguments.batch_size, arguments.num_workers):
         patches = source.clip.patches(pixels.to(source.device), source.switches.source)
         yield best_words(patches, source.vectors, source.switches, means)

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -21,6 +20,7 @@ from llava_pat.data.patch_words import (
     FolderMeta,
     PatchWordsFolder,
     WordTokens,
+    load_array,
     load_meta,
     load_own_words,
     placement_of,
@@ -125,7 +125,9 @@ def _online(
         )
     if switches.needs_word_means and not (folder / WORD_MEANS).is_file():
         raise ConfigError(f"{folder} holds no {WORD_MEANS}; run `bash scripts/label_patches.sh` again")
-    means = torch.from_numpy(np.load(folder / WORD_MEANS)) if switches.needs_word_means else None
+    means = None
+    if switches.needs_word_means:
+        means = torch.from_numpy(load_array(folder / WORD_MEANS, (meta.words,)))
     return OnlineWords(clip, words.words, tokens, switches, means)
 
 

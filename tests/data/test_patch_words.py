@@ -95,6 +95,36 @@ def test_files_of_another_shape(folder):
         PatchWordsFolder(folder.path)
 
 
+@pytest.mark.parametrize("name", ["words.npy", "scores.npy", "image_bytes.npy", "images.json", "progress.json"])
+def test_damaged_files_are_named(folder, name):
+    """Empty, cut short, or something else: a copy that was broken off."""
+    file = folder.path / name
+    whole = file.read_bytes()
+    for content in (b"", whole[: len(whole) // 2], whole[:-3], b"3"):
+        file.write_bytes(content)
+        with pytest.raises(DataError, match=rf"{name}: .*make the labels with `bash scripts/label_patches.sh` again"):
+            PatchWordsFolder(folder.path)
+    file.write_bytes(whole)
+    PatchWordsFolder(folder.path)
+
+
+def test_sizes_of_fewer_images(folder):
+    np.save(folder.path / "image_bytes.npy", np.array([5]))
+    with pytest.raises(DataError, match=r"image_bytes.npy: has shape \(1,\) where meta.json says \(2,\)"):
+        PatchWordsFolder(folder.path)
+
+
+def test_words_of_a_larger_vocabulary(folder):
+    """Files of the same shape from a folder with more words."""
+    stored = np.load(folder.path / "words.npy")
+    stored[1, 3, 0] = 3
+    np.save(folder.path / "words.npy", stored)
+    labels = PatchWordsFolder(folder.path)
+    labels.row("a.png", "here")
+    with pytest.raises(DataError, match="words.npy: has word 3 at image 'b.png', but its word list has 3 words"):
+        labels.row("b.png", "here")
+
+
 def test_images_of_another_corpus(folder):
     labels = PatchWordsFolder(folder.path)
     labels.check_image("a.png", folder.image, "here")
