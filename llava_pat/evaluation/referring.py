@@ -1,21 +1,17 @@
 """RefCOCO's files: which sentence means which box of which image.
 
-    refs(unc).p, refs(umd).p   a pickled list {ref_id, ann_id, image_id, split, sentences: [{sent_id, sent, ...}], ...}
-    refs(unc).json, refs.json  the same as JSON
+    refs(unc).p, refs(umd).p   expressions and splits (data/refer_files.py)
     instances.json             COCO's images and annotations, boxes as x, y, width, height in pixels
-
-A pickle can run any code as it is read. These hold lists, dicts, numbers and strings only, so they are read by an
-unpickler that knows no class or function at all.
 """
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
 from llava_pat.data.geometry import Box
-from llava_pat.evaluation.files import field, read_json
+from llava_pat.data.json_files import field, read_json
+from llava_pat.data.refer_files import read_refs
 from llava_pat.types import DataError
 
 
@@ -51,36 +47,6 @@ def read_expressions(refs_file: Path, instances_file: Path, split: str) -> list[
     images = {image["id"]: image for image in instances["images"]}
     annotations = {annotation["id"]: annotation for annotation in instances["annotations"]}
     return [_expression(ref, images, annotations, refs_file, instances_file) for ref in chosen]
-
-
-def read_refs(file: Path) -> list[dict]:
-    """The content of a refs file, pickle or JSON by its ending; DataError if it is no list of dicts."""
-    refs = _read_pickle(file) if file.suffix == ".p" else read_json(file)
-    if not isinstance(refs, list) or not refs or not all(isinstance(ref, dict) for ref in refs):
-        raise DataError(f"{file}: a list of expressions is expected, as in RefCOCO's refs(unc).p")
-    return refs
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Lists, dicts, numbers, strings; whatever names a class or function is refused."""
-
-    def find_class(self, module: str, name: str) -> object:
-        raise DataError(f"the pickle asks for {module}.{name}; RefCOCO's files hold plain lists and dicts only")
-
-    def persistent_load(self, pid: object) -> object:
-        raise DataError(f"the pickle refers to something outside itself ({pid!r}); RefCOCO's files do not")
-
-
-def _read_pickle(file: Path) -> object:
-    try:
-        with file.open("rb") as stream:
-            return _PlainUnpickler(stream, encoding="utf-8", errors="replace").load()  # written by Python 2
-    except FileNotFoundError as error:
-        raise DataError(f"{file}: no such file") from error
-    except DataError as error:
-        raise DataError(f"{file}: not read, since {error}") from error
-    except (pickle.UnpicklingError, EOFError, IndexError, KeyError, ValueError) as error:
-        raise DataError(f"{file}: no whole pickle ({error}); download it again") from error
 
 
 def _expression(ref: dict, images: dict, annotations: dict, refs_file: Path, instances_file: Path) -> Expression:

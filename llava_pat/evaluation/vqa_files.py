@@ -6,8 +6,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any, ClassVar
 
+from llava_pat.data.json_files import field, read_json
 from llava_pat.evaluation.benchmark import Answers, Benchmark, Scores, texts_of
-from llava_pat.evaluation.files import field, read_json
 from llava_pat.evaluation.prompts import SHORT_ANSWER
 from llava_pat.evaluation.questions import Question
 from llava_pat.evaluation.scorers.m4c import m4c_answer

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from llava_pat.data.refer_files import read_refs
 from llava_pat.evaluation.benchmark import find_benchmark
-from llava_pat.evaluation.referring import read_expressions, read_refs
+from llava_pat.evaluation.referring import read_expressions
 from llava_pat.evaluation.scorers.rec import iou, parse_box, pixels_to_square, rec_scores, square_to_pixels
 from llava_pat.evaluation.tasks.region_caption import written_box
 from llava_pat.types import DataError

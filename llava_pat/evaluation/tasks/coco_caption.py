@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from llava_pat.data.json_files import field, read_json
 from llava_pat.evaluation.benchmark import Answers, Benchmark, Needed, Scores, texts_of
-from llava_pat.evaluation.files import field, read_json
 from llava_pat.evaluation.questions import Question
 from llava_pat.evaluation.scorers.captions import CaptionScores, caption_scores
 from llava_pat.types import DataError

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from llava_pat.data.json_files import field, read_json
 from llava_pat.evaluation.benchmark import Answers, Benchmark, Needed, Scores, texts_of
-from llava_pat.evaluation.files import field, read_json
 from llava_pat.evaluation.prompts import SHORT_ANSWER
 from llava_pat.evaluation.questions import Question, read_questions
 from llava_pat.evaluation.scorers.gqa import gqa_answer, gqa_metrics

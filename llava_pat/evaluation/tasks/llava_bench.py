@@ -6,8 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from llava_pat.data.json_files import field, read_json, read_jsonl
 from llava_pat.evaluation.benchmark import Answers, Benchmark, Needed, Scores, texts_of
-from llava_pat.evaluation.files import field, read_json, read_jsonl
 from llava_pat.evaluation.questions import Question, read_questions
 from llava_pat.evaluation.scorers.reviews import UNREADABLE, review_scores, summarise_reviews
 from llava_pat.evaluation.submissions import write_jsonl

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from llava_pat.data.json_files import field, read_json
 from llava_pat.evaluation.benchmark import Answers, Benchmark, Needed, Scores, texts_of
-from llava_pat.evaluation.files import field, read_json
 from llava_pat.evaluation.prompts import OPTION_LETTER, SHORT_ANSWER
 from llava_pat.evaluation.questions import Question
 from llava_pat.evaluation.scorers.mmmu import SEED, mmmu_open_is_right, mmmu_option

@@ -7,8 +7,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from llava_pat.data.json_files import field, read_json
 from llava_pat.evaluation.benchmark import Answers, Benchmark, Needed, Scores, texts_of
-from llava_pat.evaluation.files import field, read_json
 from llava_pat.evaluation.questions import Question, read_questions
 from llava_pat.evaluation.scorers.mmvet import grade, mmvet_metrics
 from llava_pat.evaluation.submissions import write_json

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from llava_pat.data.json_files import field, read_json
 from llava_pat.evaluation.benchmark import Answers, Benchmark, Needed, Scores, texts_of
-from llava_pat.evaluation.files import field, read_json
 from llava_pat.evaluation.questions import Question
 from llava_pat.evaluation.tasks.coco_caption import PROMPT, CaptionBenchmark, Captioned, read_coco
 

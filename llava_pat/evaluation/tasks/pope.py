@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
+from llava_pat.data.json_files import field, read_jsonl
 from llava_pat.evaluation.benchmark import Answers, Benchmark, Needed, Scores, texts_of
-from llava_pat.evaluation.files import field, read_jsonl
 from llava_pat.evaluation.prompts import SHORT_ANSWER
 from llava_pat.evaluation.questions import Question
 from llava_pat.evaluation.scorers.pope import pope_counts

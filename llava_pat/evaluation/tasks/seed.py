@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
+from llava_pat.data.json_files import field, read_json
 from llava_pat.evaluation.benchmark import Answers, Benchmark, Needed, Scores, texts_of
-from llava_pat.evaluation.files import field, read_json
 from llava_pat.evaluation.prompts import OPTION_LETTER
 from llava_pat.evaluation.questions import Question, read_questions
 from llava_pat.evaluation.scorers.seed import seed_metrics

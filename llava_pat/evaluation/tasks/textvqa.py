@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from llava_pat.data.json_files import field
 from llava_pat.evaluation.benchmark import Answers, Benchmark, Needed, Scores, texts_of
-from llava_pat.evaluation.files import field
 from llava_pat.evaluation.prompts import SHORT_ANSWER
 from llava_pat.evaluation.questions import Question, read_questions
 from llava_pat.evaluation.scorers.m4c import question_of_prompt, textvqa_accuracy

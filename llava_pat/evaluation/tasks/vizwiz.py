@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
+from llava_pat.data.json_files import field, read_json
 from llava_pat.evaluation.benchmark import Answers, Benchmark, Needed, Scores, texts_of
-from llava_pat.evaluation.files import field, read_json
 from llava_pat.evaluation.prompts import VIZWIZ
 from llava_pat.evaluation.questions import Question, read_questions
 from llava_pat.evaluation.scorers.m4c import m4c_answer

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from llava_pat.data.json_files import read_jsonl
 from llava_pat.evaluation.benchmark import Answers, Benchmark, Needed, Scores, texts_of
-from llava_pat.evaluation.files import read_jsonl
 from llava_pat.evaluation.questions import Question, read_questions
 from llava_pat.evaluation.scorers.m4c import m4c_answer
 from llava_pat.evaluation.submissions import write_json

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llava_pat.evaluation.files import read_json
+from llava_pat.data.json_files import read_json
 from llava_pat.types import DataError
 
 METRICS, DATA = "metrics.json", "data"

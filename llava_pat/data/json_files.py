@@ -1,4 +1,4 @@
-"""Reading benchmarks' files: JSON and JSONL; errors name file and line."""
+"""Reading annotation files: JSON and JSONL; errors name file and line."""
 
 from __future__ import annotations
 
