@@ -111,15 +111,20 @@ def open_subject(
 
 
 def objective_of(folder: str) -> str | None:
-    """What a run of ours was trained with, from its config.yaml or metrics.json; None where nobody wrote it down."""
-    run, metrics = Path(folder) / "config.yaml", Path(folder) / "metrics.json"
-    if run.is_file():
-        objective = yaml.safe_load(run.read_text(encoding="utf-8")).get("alignment")
-        if objective is not None:
-            return str(objective)
-    if metrics.is_file():
-        objective = json.loads(metrics.read_text(encoding="utf-8")).get("objective")
-        return None if objective is None else str(objective)
+    """What a run of ours was trained with, from its config.yaml or metrics.json; None where nobody wrote it down.
+
+    Other software leaves files of these names too: what is in them is then its own affair.
+    """
+    for name, read, key in (("config.yaml", yaml.safe_load, "alignment"), ("metrics.json", json.loads, "objective")):
+        file = Path(folder) / name
+        if not file.is_file():
+            continue
+        try:
+            content = read(file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, ValueError):  # ValueError: no JSON, or no text
+            continue
+        if isinstance(content, dict) and isinstance(content.get(key), str):
+            return content[key]
     return None
 
 

@@ -21,7 +21,7 @@ from llava_pat.evaluation.alignment.histogram import CosineHistogram
 from llava_pat.evaluation.alignment.labelled import LabelMeasures
 from llava_pat.evaluation.alignment.material import read_material
 from llava_pat.evaluation.alignment.measure import RowMeasures, measure_rows
-from llava_pat.evaluation.alignment.models import name_rows
+from llava_pat.evaluation.alignment.models import name_rows, objective_of
 from llava_pat.evaluation.alignment.pictures import choose_pictures
 from llava_pat.evaluation.alignment.readings import Readings
 from llava_pat.evaluation.alignment.views import Labelled, Sampling, view_of
@@ -234,6 +234,18 @@ def test_row_names(tmp_path: Path) -> None:
     assert name_rows(["x/mean_word", "x/one"], taken={"mean_word": ""}) == ["x-mean_word", "x-one"]
     with pytest.raises(DataError, match="given twice"):
         name_rows([paths[0], f"{paths[0]}/"])
+
+
+@pytest.mark.parametrize("foreign", ["", "- a list\n", "model: {a: 1}\n", "a: b: c\n", "alignment: {a: 1}\n"])
+def test_objective_of_a_folder_that_other_software_wrote(tmp_path: Path, foreign: str) -> None:
+    assert objective_of(str(tmp_path)) is None
+    (tmp_path / "config.yaml").write_text(foreign)
+    (tmp_path / "metrics.json").write_text("[1, 2]")
+    assert objective_of(str(tmp_path)) is None
+    (tmp_path / "metrics.json").write_text('{"objective": "sea"}')
+    assert objective_of(str(tmp_path)) == "sea"
+    (tmp_path / "config.yaml").write_text("alignment: pat\n")
+    assert objective_of(str(tmp_path)) == "pat"
 
 
 def test_material_is_one_image_a_record(scene, tmp_path: Path) -> None:
