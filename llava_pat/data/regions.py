@@ -1,4 +1,4 @@
-"""Patch-aligned annotations: a JSONL file of labelled regions -> share of every patch under every region.
+"""Patch-aligned annotations: a file of labelled regions -> share of every patch under every region.
 
 One line per image, in COCO's conventions and original pixels (the segmentation or, without one, the box counts):
 
@@ -8,7 +8,6 @@ One line per image, in COCO's conventions and original pixels (the segmentation 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from llava_pat.data.geometry import Geometry
+from llava_pat.data.region_rows import read_rows
 from llava_pat.data.tokenize import encode_words
 from llava_pat.types import DataError, ImageRegions, Region
 
@@ -28,28 +28,19 @@ from llava_pat.types import DataError, ImageRegions, Region
 def load_regions(path: str | Path) -> dict[str, ImageRegions]:
     """Read a regions file, line by line: image name -> its regions. DataError names file and line.
 
+    path: JSONL, Parquet, or a folder of such shards (data/region_rows.py). Keys that are not known here may be there.
     Checked here: keys and types, sizes, empty labels, masks of another size than their image, an image on two lines.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise DataError(f"{file}: no such file; give the path of a regions file (JSONL)")
     found: dict[str, ImageRegions] = {}
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                raw = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    f"{file}:{number}: bad JSON at column {error.colno}: {error.msg}; one object per line is expected"
-                ) from error
-            entry = _parse(raw, str(file), number)
-            if entry.image in found:
-                raise DataError(f"{entry.where}: the image is on line {found[entry.image].line} as well; merge the two")
-            found[entry.image] = entry
+    for file, number, raw in read_rows(path):
+        entry = _parse(raw, file, number)
+        twin = found.get(entry.image)
+        if twin is not None:
+            elsewhere = "" if twin.file == file else f" of {twin.file}"
+            raise DataError(f"{entry.where}: the image is on line {twin.line}{elsewhere} as well; merge the two")
+        found[entry.image] = entry
     if not found:
-        raise DataError(f"{file}: holds no regions")
+        raise DataError(f"{path}: holds no regions")
     return found
 
 

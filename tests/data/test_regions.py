@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -161,3 +162,54 @@ def test_label_without_tokens(tmp_path, large_tokenizer):
     entry = one_image(tmp_path, [{"label": "<unk>", "bbox": [0, 0, 9, 9]}], 112, 112)
     with pytest.raises(DataError, match=r"r\.jsonl:1 .*label '<unk>' has no tokens"):
         build_patch_regions(entry, Pad(**NUMBERS), 14, large_tokenizer)
+
+
+def test_keys_that_the_reader_does_not_know_are_no_error(tmp_path):
+    region = {"label": "café", "segmentation": rle(MASK), "area": 84, "score": 0.5, "scores": {"box": 0.4}}
+    file = write(tmp_path / "r.jsonl", line([region], source="coco", tools={"llava_pat": "1"}))
+    assert load_regions(file)["a.png"].regions == (Region("café", rle(MASK), None),)
+
+
+def test_a_folder_of_shards_is_one_file(tmp_path):
+    write(tmp_path / "part-00001.jsonl", line([], image="b.png"))
+    write(tmp_path / "part-00000.jsonl", line([], image="a.png"))
+    write(tmp_path / ".part-00002.jsonl", "half a li")
+    assert list(load_regions(tmp_path)) == ["a.png", "b.png"]
+    write(tmp_path / "part-00002.jsonl", line([], image="a.png"))
+    with pytest.raises(DataError, match=r"part-00002.jsonl:1 .*is on line 1 of .*part-00000.jsonl as well"):
+        load_regions(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="this folder has no .parquet or .jsonl files"):
+        load_regions(tmp_path / "empty")
+
+
+def test_text_that_is_no_utf8_is_named(tmp_path):
+    (tmp_path / "r.jsonl").write_bytes(json.dumps(line([])).encode() + b"\n\xff\n")
+    with pytest.raises(DataError, match="r.jsonl: not UTF-8 text"):
+        load_regions(tmp_path / "r.jsonl")
+
+
+def test_parquet_gives_the_same_regions(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = [
+        line([{"label": "red circle", "segmentation": rle(MASK), "bbox": [5, 10, 12, 7]}]),
+        line([{"label": "café", "segmentation": None, "bbox": [1.5, 0, 2, 3.25]}], image="b.png"),
+        line([], image="c.png"),
+    ]
+    expected = load_regions(write(tmp_path / "r.jsonl", *rows))
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "r.parquet")
+    found = load_regions(tmp_path / "r.parquet")
+    assert [(e.id, e.image, e.width, e.height, e.regions, e.line) for e in found.values()] == [
+        (e.id, e.image, e.width, e.height, e.regions, e.line) for e in expected.values()
+    ]
+    (tmp_path / "r.parquet").write_bytes((tmp_path / "r.parquet").read_bytes()[:50])
+    with pytest.raises(DataError, match="r.parquet: no whole Parquet file"):
+        load_regions(tmp_path / "r.parquet")
+
+
+def test_without_pyarrow_one_line_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "r.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match="read by pyarrow, which is not installed: pip install pyarrow"):
+        load_regions(tmp_path / "r.parquet")

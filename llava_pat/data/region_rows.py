@@ -1,0 +1,82 @@
+"""The lines of a regions file, whichever form it has: JSONL, Parquet, or a folder of such shards.
+
+A Parquet file has a row where JSONL has a line, with the same keys; it is read by pyarrow, an optional extra.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from llava_pat.types import DataError
+
+PARQUET = ".parquet"
+SHARDS = (PARQUET, ".jsonl")
+_ROWS = 1024  # Parquet rows that are Python objects at one time
+
+
+def read_rows(path: str | Path) -> Iterator[tuple[str, int, Any]]:
+    """(file, 1-based line or row, parsed object) of every image. DataError names file and line.
+
+    path: a .jsonl or .parquet file, or a folder whose .jsonl and .parquet files are read in the order of their names.
+    """
+    for file in find_shards(Path(path)):
+        rows = _parquet_rows(file) if file.suffix == PARQUET else _lines(file)
+        for number, raw in rows:
+            yield str(file), number, raw
+
+
+def find_shards(path: Path) -> list[Path]:
+    """A regions file's own files: itself, or a folder's shards in order. Hidden ones are not finished, so left out."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise DataError(f"{path}: no such file; give the path of a regions file (JSONL, Parquet, or a folder of them)")
+    shards = sorted(file for file in path.iterdir() if file.suffix in SHARDS and not file.name.startswith("."))
+    if not shards:
+        raise DataError(
+            f"{path}: this folder has no {' or '.join(SHARDS)} files; it should hold a regions file's shards"
+        )
+    return shards
+
+
+def import_pyarrow(file: Path, verb: str) -> Any:
+    """The modules pyarrow and pyarrow.parquet, or a DataError with the command that installs them."""
+    try:
+        import pyarrow
+        import pyarrow.parquet as parquet
+    except ModuleNotFoundError as error:
+        raise DataError(
+            f"{file} is {verb} by pyarrow, which is not installed: pip install pyarrow, or take .jsonl instead"
+        ) from error
+    return pyarrow, parquet
+
+
+def _lines(file: Path) -> Iterator[tuple[int, Any]]:
+    number = 0
+    with file.open(encoding="utf-8") as lines:
+        try:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield number, json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{file}:{number}: bad JSON at column {error.colno}: {error.msg}; one object per line is expected"
+            ) from error
+        except UnicodeDecodeError as error:
+            raise DataError(f"{file}: not UTF-8 text after line {number} ({error.reason}); save it as UTF-8") from error
+
+
+def _parquet_rows(file: Path) -> Iterator[tuple[int, Any]]:
+    pyarrow, parquet = import_pyarrow(file, "read")
+    number = 0
+    try:
+        with parquet.ParquetFile(file) as table:
+            for batch in table.iter_batches(_ROWS):
+                for raw in batch.to_pylist():
+                    number += 1
+                    yield number, raw
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{file}: no whole Parquet file ({error}); write it again") from error
