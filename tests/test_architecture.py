@@ -14,12 +14,12 @@ FLOOR = {
     "data": 1,
     "models": 1,
     "alignment": 1,
-    "annotation": 1,
     "analysis": 1,
     "training": 2,
     "merge": 2,
     "evaluation": 2,
     "labelling": 2,
+    "annotation": 2,
     "convert": 3,
 }
 ENTRY_FOLDERS = ("train", "eval")
