@@ -151,7 +151,7 @@ def _image_names(records: Path) -> set[str]:
 def _nothing(tally: Tally, annotations: Path, records: Path | None, names: set[str] | None) -> str:
     text = f"{annotations}: nothing could be converted, so nothing was written"
     for (unit, reason), count in tally.left_out.most_common(3):
-        text += f"; {count:,} {unit}: {reason} ({_short(tally.first[unit, reason])})"
+        text += f"; {count:,} {unit}: {reason} ({tally.first[unit, reason]})"
     if names is not None and ("images", "not in the records") in tally.left_out:
         text += f"; {records} has names such as {min(names)!r}: give a --prefix that makes them alike"
     return text
