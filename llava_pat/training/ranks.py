@@ -1,10 +1,13 @@
-"""Ranks that DeepSpeed joins on a CPU."""
+"""Ranks: how they meet on a CPU under DeepSpeed, and that each draws for itself."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from typing import Any
+
+import torch
+from transformers import TrainerCallback
 
 
 def join_ranks(values: Mapping[str, Any]) -> None:
@@ -19,3 +22,16 @@ def join_ranks(values: Mapping[str, Any]) -> None:
 
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed(dist_backend="gloo")
+
+
+class DrawApart(TrainerCallback):
+    """Gives each rank random numbers of its own when training begins; rank 0 keeps those of a single process.
+
+    transformers seeds all ranks alike, which equal models and one order of data need. Both are made by now. Kept up, it
+    would drop the same places of dropout on every rank, and SEA would draw the same windows, whose tied draws always
+    keep rank 0's pair of a repeated word. A resumed run loads each rank's state later.
+    """
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        if args.process_index:
+            torch.manual_seed(args.seed + args.process_index)

@@ -27,6 +27,7 @@ from llava_pat.training.measure import Probe
 from llava_pat.training.order import train_sampler
 from llava_pat.training.parts import Parts, blamed_on, build_parts, compute_dtype, refuse_missing_folder
 from llava_pat.training.progress import StepLines, table
+from llava_pat.training.ranks import DrawApart
 from llava_pat.training.rehearsal import rehearse
 from llava_pat.training.run_config import write_config
 from llava_pat.training.task import AlignedTraining
@@ -223,7 +224,7 @@ def build_trainer(
         online_words=parts.words.online if parts.words else None,
         initial=initial,
         on_initial=on_initial,
-        callbacks=[StepLines()],
+        callbacks=[StepLines(), DrawApart()],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers.trainer_pt_utils import safe_globals
 
 from llava_pat.training.stages import pretrain
 
@@ -98,6 +99,12 @@ def test_zero2_checkpoint_holds_nothing_frozen(world, zero2: Path) -> None:
         assert set(names) == {f"model.projector.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")}
     frozen = (world.folder / "llm" / "model.safetensors").stat().st_size
     assert sum(p.stat().st_size for p in checkpoint.rglob("*") if p.is_file()) < frozen
+
+
+def test_ranks_draw_for_themselves(zero2: Path) -> None:
+    with safe_globals():
+        states = [torch.load(zero2 / "checkpoint-2" / f"rng_state_{rank}.pth", weights_only=True) for rank in (0, 1)]
+    assert not torch.equal(states[0]["cpu"], states[1]["cpu"])
 
 
 def test_zero2_goes_on_to_the_bit(world, zero2: Path, tmp_path: Path) -> None:
