@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -212,6 +213,18 @@ def test_help_says_what_every_flag_does(name: str) -> None:
     with pytest.raises(SystemExit) as ended:
         main([name, "--help"])
     assert ended.value.code == 0
+
+
+def test_the_docs_know_every_data_set_and_flag() -> None:
+    text = (ROOT / "docs" / "annotation.md").read_text()
+    (commands,) = (a for a in build_parser()._actions if a.dest == "command")
+    for name, parser in commands.choices.items():
+        (row,) = (line for line in text.splitlines() if line.startswith(f"| `{name}`"))
+        own = next(group for group in parser._action_groups if group.title.startswith("of "))
+        flags = {flag for action in own._group_actions for flag in action.option_strings}
+        assert set(re.findall(r"`(--\w+)`", row)) == flags, name
+    known = {flag for parser in commands.choices.values() for flag in parser._option_string_actions}
+    assert set(re.findall(r"--\w+", text)) <= known | {"--regions_path"}
 
 
 def test_as_a_user_types_it(tmp_path: Path) -> None:
