@@ -27,7 +27,14 @@ IMAGE_TOKEN = "<image>"
 
 
 class DataError(ValueError):
-    """A file, record or image that cannot be trained on. The message names it and the way out."""
+    """A file, record or image that cannot be trained on. The message names it and the way out.
+
+    kind: what is wrong in one word, where a check counts such errors (data/check/findings.py).
+    """
+
+    def __init__(self, message: str, kind: str = "data") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,7 @@ class Record:
     turns: tuple[Turn, ...]
     file: str
     index: int  # position in the list, or line number - 1 of a JSONL file
+    line: int = 0  # 1-based line of the file on which it starts; 0: made, not read
 
     @property
     def where(self) -> str:

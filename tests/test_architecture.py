@@ -57,6 +57,8 @@ def violations(room: str, imported: set[str]) -> list[str]:
         other = room_of(name)
         if other.startswith("__"):
             continue
+        if name.split(".")[-1] == "__main__":
+            broken.append(f"{name}: a command is nobody's library")
         if other not in FLOOR:
             broken.append(f"{name}: llava_pat/{other} has no floor")
         elif FLOOR[other] > FLOOR[room]:
@@ -77,6 +79,8 @@ def test_imports_go_downward(source: Path) -> None:
     if parts == ("__init__",):
         assert not imports(source.read_text(), "llava_pat"), "importing llava_pat must load nothing"
         return
+    if parts[-1] == "__main__":
+        return  # a command, whatever room it is called by: it stands on top
     package = ".".join(["llava_pat", *parts[:-1]])
     assert not violations(parts[0], imports(source.read_text(), package))
 

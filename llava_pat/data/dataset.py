@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 from llava_pat.data.check import CheckReport, check_dataset, compare_sizes
 from llava_pat.data.geometry import Geometry
-from llava_pat.data.images import open_image, unreadable
+from llava_pat.data.images import UNREADABLE, open_image, unreadable
 from llava_pat.data.patch_words import PatchWordsFolder
-from llava_pat.data.records import OnBad, Records, resolve_image
+from llava_pat.data.records import Records, resolve_image
 from llava_pat.data.regions import build_patch_regions
 from llava_pat.data.templates import Template
 from llava_pat.data.tokenize import Encoded, encode
@@ -43,7 +43,8 @@ class LlavaDataset(Dataset):
                       list, -1 where there is no candidate; None altogether when the data set has no label folder
         id, index     "004539375", its place in the data set;     image_size   336, so that an empty batch has a shape
 
-    Raises DataError, naming the record and the path, for an image that is missing or broken.
+    An image in `blank` is of the mean colour, without regions and without words of patches. Raises DataError, naming
+    the record and the path, for any other that is missing or broken.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class LlavaDataset(Dataset):
         self.regions = regions
         self.model_max_length = model_max_length
         self.patch_words = patch_words
+        self.blank: frozenset[str] = frozenset()  # images that are missing: an empty one takes their place
 
     def __len__(self) -> int:
         return len(self.records)
@@ -84,7 +86,7 @@ class LlavaDataset(Dataset):
             else [self._regions(record, name, size) for name, (_, size) in zip(record.images, images, strict=True)],
             "patch_words": None
             if self.patch_words is None
-            else [self.patch_words.row(name, record.where) for name in record.images],
+            else [self._patch_words(record, name) for name in record.images],
             "id": record.id,
             "index": index,
             "image_size": self.geometry.size,
@@ -104,17 +106,17 @@ class LlavaDataset(Dataset):
         except DataError as error:
             raise DataError(f"{record.where}: {error}") from error
 
-    def check(
-        self, num_patches: int, max_region_images: int = 20_000, progress: bool = True, on_bad: OnBad = "error"
-    ) -> CheckReport:
-        """Look at every record before training (see `check.check_dataset`); DataError for the first bad one."""
-        return check_dataset(self, num_patches, max_region_images, progress, on_bad)
+    def check(self, num_patches: int, **settings: Any) -> CheckReport:
+        """Look at every record before training: `check_dataset`, which has the settings and the errors."""
+        return check_dataset(self, num_patches, **settings)
 
-    def without(self, indices: Collection[int]) -> LlavaDataset:
-        """The data set less the records at these places, such as those that `check` found unusable."""
+    def without(self, indices: Collection[int], blank: Collection[str] = ()) -> LlavaDataset:
+        """The data set less the records at these places, and with an empty image in the place of each in `blank`:
+        what `check` found (CheckReport.left_out and .blank)."""
         gone = set(indices)
         kept = [record for index, record in enumerate(self.records) if index not in gone]
         dataset = copy.copy(self)
+        dataset.blank = self.blank | frozenset(blank)
         dataset.records = (
             Records(kept, self.records.skipped, self.records.leading_answers)
             if isinstance(self.records, Records)
@@ -136,19 +138,26 @@ class LlavaDataset(Dataset):
             for record in self.records
         ]
 
-    def _pixels(self, record: Record, name: str) -> tuple[Tensor, tuple[int, int]]:
-        """[3, S, S] and the original (height, width)."""
+    def _pixels(self, record: Record, name: str) -> tuple[Tensor, tuple[int, int] | None]:
+        """[3, S, S] and the original (height, width), None for an empty image."""
+        if name in self.blank:
+            return self.geometry.blank(), None
         path = self.image_path(record, name)
         with open_image(path, record.where) as image:
             try:
                 return self.geometry.pixels(image), (image.height, image.width)
-            except (OSError, SyntaxError) as error:  # PIL decodes late, and reports a broken PNG as a SyntaxError
+            except UNREADABLE as error:
                 raise unreadable(path, record.where, error) from error
 
-    def _regions(self, record: Record, name: str, size: tuple[int, int]) -> tuple[Tensor, list[list[int]]] | None:
+    def _regions(
+        self, record: Record, name: str, size: tuple[int, int] | None
+    ) -> tuple[Tensor, list[list[int]]] | None:
         annotated = self.regions.get(name)
-        if annotated is None:
+        if annotated is None or size is None:
             return None
         compare_sizes(record, annotated, size)
         coverage, label_ids, _ = build_patch_regions(annotated, self.geometry, self.patch_size, self.tokenizer)
         return coverage, label_ids
+
+    def _patch_words(self, record: Record, name: str) -> tuple[Tensor, Tensor]:
+        return self.patch_words.no_words() if name in self.blank else self.patch_words.row(name, record.where)

@@ -64,6 +64,15 @@ class Geometry(ABC):
         array = (array - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
 
+    @property
+    def fill(self) -> tuple[int, int, int]:
+        """The mean colour, 0-255, as LLaVA rounds it."""
+        return tuple(int(value * 255) for value in self.mean)
+
+    def blank(self) -> Tensor:
+        """float32 [3, S, S]: an image of the mean colour, in the place of one that is missing."""
+        return self.pixels(Image.new("RGB", (self.size, self.size), self.fill))
+
     def mask(self, mask: Tensor | np.ndarray) -> Tensor:
         """[h, w] of the original image -> float32 [S, S]: the share of each output pixel that the mask covers."""
         return self._shares(_batch(mask), self.size, self.size)[0]
@@ -142,10 +151,6 @@ class Squash(Geometry):
 @dataclass(frozen=True)
 class Pad(Geometry):
     """On a square of the longer side, offsets floored, the rest filled with int(255 * mean); then to S x S."""
-
-    @property
-    def fill(self) -> tuple[int, int, int]:
-        return tuple(int(value * 255) for value in self.mean)
 
     def affine(self, height: int, width: int) -> Affine:
         side = max(height, width)

@@ -145,6 +145,11 @@ class PatchWordsFolder:
             )
         return words, scores
 
+    def no_words(self) -> tuple[Tensor, Tensor]:
+        """As `row`, of an image without any candidate."""
+        shape = self._words.shape[1:]
+        return torch.full(shape, -1, dtype=torch.int64), torch.zeros(shape)
+
     def _row(self, name: str, where: str) -> int:
         if name not in self._rows:
             raise DataError(

@@ -11,15 +11,17 @@ question without an answer, or an empty answer, at the end makes it mask the who
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from llava_pat.data.images import with_other_extension
+from llava_pat.data.record_file import read_objects
 from llava_pat.types import IMAGE_TOKEN, DataError, Record, Turn
 
 ROLES = ("human", "gpt")
+_LEAVES = "path_leaves_folder"
 
 
 OnBad = Literal["error", "skip"]
@@ -31,6 +33,8 @@ class Skipped:
 
     index: int  # position in the file, as Record.index
     reason: str
+    kind: str = "data"  # DataError's
+    line: int = 0  # of the file, as Record.line
 
 
 class Records(list[Record]):
@@ -43,27 +47,28 @@ class Records(list[Record]):
         """How many records began with an answer that was dropped."""
 
 
-def load_records(path: str | Path, on_bad: OnBad = "error") -> Records:
+def load_records(path: str | Path, on_bad: OnBad = "error", broken: list[Skipped] | None = None) -> Records:
     """Read every record of a LLaVA JSON (a list) or JSONL file; the content decides which of the two it is.
 
     A record that could not be trained on is a DataError naming file, record and id, or with on_bad "skip" an entry of
-    `skipped`. A file that is missing, no JSON, or without any usable record is a DataError in both cases.
+    `skipped`. A file that is missing, no JSON, or without any usable record is a DataError in both cases; a check that
+    wants everything at once gives `broken`, which then takes what is no JSON, and gets the rest, be it nothing.
     """
     file = Path(path)
     if not file.is_file():
         raise DataError(f"{file}: no such file; give the path of a LLaVA JSON or JSONL file")
     records, skipped, leading_answers = [], [], 0
-    for index, raw in _read(file):
+    for index, line, raw in _read(file, broken):
         try:
-            record = parse_record(raw, str(file), index)
+            record = parse_record(raw, str(file), index, line)
         except DataError as error:
             if on_bad == "error":
                 raise
-            skipped.append(Skipped(index, str(error)))
+            skipped.append(Skipped(index, str(error), error.kind, line))
             continue
         records.append(record)
         leading_answers += len(record.turns) < len(raw["conversations"])
-    if not records:
+    if not records and broken is None:
         raise DataError(f"{file}: holds no {'usable ' if skipped else ''}records" + _first(skipped))
     return Records(records, skipped, leading_answers)
 
@@ -72,28 +77,31 @@ def _first(skipped: list[Skipped]) -> str:
     return f"; the first of {len(skipped)} that were skipped: {skipped[0].reason}" if skipped else ""
 
 
-def parse_record(raw: Any, file: str, index: int) -> Record:
+def parse_record(raw: Any, file: str, index: int, line: int = 0) -> Record:
     """One JSON object -> Record, or a DataError that says what is wrong with it and where it stands.
 
     An answer in front of the first question is dropped, as LLaVA does (`load_records` counts them).
     """
     if not isinstance(raw, dict):
-        raise DataError(f"{file}: record {index} is a {type(raw).__name__}, not an object with id and conversations")
+        raise DataError(
+            f"{file}: record {index} is a {type(raw).__name__}, not an object with id and conversations", "no_object"
+        )
     where = f"{file}: record {index} (id {raw.get('id')!r})"
     missing = [key for key in ("id", "conversations") if key not in raw]
     if missing:
-        raise DataError(f"{where}: lacks {' and '.join(map(repr, missing))}; it has {sorted(raw)}")
+        raise DataError(f"{where}: lacks {' and '.join(map(repr, missing))}; it has {sorted(raw)}", "missing_key")
     if isinstance(raw["id"], bool) or not isinstance(raw["id"], (str, int)):
-        raise DataError(f"{where}: 'id' is a {type(raw['id']).__name__}, not a string or a number")
+        raise DataError(f"{where}: 'id' is a {type(raw['id']).__name__}, not a string or a number", "bad_id")
     images = _images(raw, where)
     turns = _turns(raw["conversations"], where)
     placed = sum(turn.value.count(IMAGE_TOKEN) for turn in turns)
     if placed != len(images):
         raise DataError(
             f"{where}: its text holds {placed} {IMAGE_TOKEN} but it names {len(images)} image(s) {list(images)}; "
-            f"write one {IMAGE_TOKEN} per image, or leave 'image' out of a text-only record"
+            f"write one {IMAGE_TOKEN} per image, or leave 'image' out of a text-only record",
+            "image_count",
         )
-    return Record(id=str(raw["id"]), images=images, turns=turns, file=file, index=index)
+    return Record(id=str(raw["id"]), images=images, turns=turns, file=file, index=index, line=line)
 
 
 def resolve_image(image_folder: str | Path, name: str) -> Path:
@@ -101,76 +109,81 @@ def resolve_image(image_folder: str | Path, name: str) -> Path:
 
     A data file is somebody else's text: absolute names, `..` and links that lead out are refused with DataError.
     Links inside the folder that stay inside are fine, and so is an `image_folder` that is itself a link.
+
+    Where there is no such file but one of another extension (a.png for a.jpg), that one is it: published lists and
+    published images differ so. Whoever needs the file comes here, so that all find the same one.
     """
     folder = Path(image_folder)
-    if not name or Path(name).is_absolute() or ".." in Path(name).parts:
-        raise DataError(f"image {name!r}: names must be relative to the image folder {folder} and stay inside it")
-    path = folder / name
+    if not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise DataError(
+            f"image {name!r}: names must be relative to the image folder {folder} and stay inside it", _LEAVES
+        )
+    path = with_other_extension(folder / name)
     root = folder.resolve()
-    if not path.resolve().is_relative_to(root):
-        raise DataError(f"image {name!r}: leads out of the image folder {root} to {path.resolve()}; copy it inside")
+    try:
+        target = path.resolve()
+    except RuntimeError as error:  # before Python 3.13
+        raise DataError(f"image {name!r}: is a link that leads to itself; copy the image there", _LEAVES) from error
+    if not target.is_relative_to(root):
+        raise DataError(f"image {name!r}: leads out of the image folder {root} to {target}; copy it inside", _LEAVES)
     return path
 
 
-def _read(file: Path) -> Iterator[tuple[int, Any]]:
-    """(position, object) pairs. A JSONL file is read line by line, so that a broken line can be named."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: not UTF-8 text at byte {error.start}; save it as UTF-8") from error
-    if text.lstrip()[:1] == "[":
-        try:
-            yield from enumerate(json.loads(text))
-        except json.JSONDecodeError as error:
-            raise DataError(f"{file}:{error.lineno}: bad JSON at column {error.colno}: {error.msg}") from error
-        return
-    # split on "\n" alone: str.splitlines would also cut at U+2028, which JSON allows inside strings
-    for number, line in enumerate(text.split("\n")):
-        if line.strip():
-            try:
-                raw = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    f"{file}:{number + 1}: bad JSON at column {error.colno}: {error.msg}; "
-                    "a file is one JSON list, or one JSON object per line"
-                ) from error
-            yield number, raw
+def _read(file: Path, broken: list[Skipped] | None) -> Iterator[tuple[int, int, Any]]:
+    """(position, line, object) of every record; what is no JSON goes to `broken`, or is a DataError without that."""
+    objects = read_objects(file)
+    if broken is None:
+        objects = list(objects)  # a broken file is said before the first bad record
+        for _, _, raw in objects:
+            if isinstance(raw, DataError):
+                raise raw
+    for index, line, raw in objects:
+        if isinstance(raw, DataError):
+            broken.append(Skipped(index, str(raw), raw.kind, line))
+        else:
+            yield index, line, raw
 
 
 def _images(raw: dict[str, Any], where: str) -> tuple[str, ...]:
     image = raw.get("image")
     names = [] if image is None else [image] if isinstance(image, str) else image
     if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
-        raise DataError(f"{where}: 'image' is {image!r}, not a file name or a list of file names")
+        raise DataError(f"{where}: 'image' is {image!r}, not a file name or a list of file names", "bad_image_name")
     return tuple(names)
 
 
 def _turns(conversations: Any, where: str) -> tuple[Turn, ...]:
     if not isinstance(conversations, list) or not conversations:
-        raise DataError(f"{where}: 'conversations' is not a list of messages, or it is empty")
+        raise DataError(f"{where}: 'conversations' is not a list of messages, or it is empty", "empty_conversation")
     turns: list[Turn] = []
     for position, message in enumerate(conversations):
         if not isinstance(message, dict) or "from" not in message or "value" not in message:
-            raise DataError(f"{where}: message {position} lacks 'from' or 'value'")
+            raise DataError(f"{where}: message {position} lacks 'from' or 'value'", "bad_message")
         role, value = message["from"], message["value"]
         if role not in ROLES:
-            raise DataError(f"{where}: message {position} is from {role!r}; known roles are {', '.join(ROLES)}")
+            raise DataError(
+                f"{where}: message {position} is from {role!r}; known roles are {', '.join(ROLES)}", "unknown_role"
+            )
         if position == 0 and role == "gpt" and len(conversations) > 1:
             continue
         expected = ROLES[len(turns) % 2]
         if role != expected:
             raise DataError(
-                f"{where}: message {position} is from {role!r} where {expected!r} must speak (human first, in turn)"
+                f"{where}: message {position} is from {role!r} where {expected!r} must speak (human first, in turn)",
+                "not_in_turn",
             )
         if not isinstance(value, str):
-            raise DataError(f"{where}: message {position} holds a {type(value).__name__}, not text")
+            raise DataError(f"{where}: message {position} holds a {type(value).__name__}, not text", "bad_message")
         if role == "gpt" and not value.strip():
-            raise DataError(f"{where}: message {position} is an empty answer; drop the record")
+            raise DataError(f"{where}: message {position} is an empty answer; drop the record", "empty_answer")
         if role == "gpt" and IMAGE_TOKEN in value:
             raise DataError(
-                f"{where}: message {position} is an answer that holds {IMAGE_TOKEN}; images belong to questions"
+                f"{where}: message {position} is an answer that holds {IMAGE_TOKEN}; images belong to questions",
+                "image_in_answer",
             )
         turns.append(Turn(role, value))
     if len(turns) % 2:
-        raise DataError(f"{where}: the last of {len(conversations)} messages is a question without an answer; drop it")
+        raise DataError(
+            f"{where}: the last of {len(conversations)} messages is a question without an answer; drop it", "unanswered"
+        )
     return tuple(turns)

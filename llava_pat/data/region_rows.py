@@ -17,13 +17,16 @@ SHARDS = (PARQUET, ".jsonl")
 _ROWS = 1024  # Parquet rows that are Python objects at one time
 
 
-def read_rows(path: str | Path) -> Iterator[tuple[str, int, Any]]:
+def read_rows(
+    path: str | Path, broken: list[tuple[str, int, DataError]] | None = None
+) -> Iterator[tuple[str, int, Any]]:
     """(file, 1-based line or row, parsed object) of every image. DataError names file and line.
 
     path: a .jsonl or .parquet file, or a folder whose .jsonl and .parquet files are read in the order of their names.
+    broken: takes (file, line, error) of lines that are no JSON, instead of the first of them being an error.
     """
     for file in find_shards(Path(path)):
-        rows = _parquet_rows(file) if file.suffix == PARQUET else _lines(file)
+        rows = _parquet_rows(file) if file.suffix == PARQUET else _lines(file, broken)
         for number, raw in rows:
             yield str(file), number, raw
 
@@ -54,19 +57,29 @@ def import_pyarrow(file: Path, verb: str) -> Any:
     return pyarrow, parquet
 
 
-def _lines(file: Path) -> Iterator[tuple[int, Any]]:
+def _lines(file: Path, broken: list[tuple[str, int, DataError]] | None) -> Iterator[tuple[int, Any]]:
     number = 0
     with file.open(encoding="utf-8") as lines:
         try:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    yield number, json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{file}:{number}: bad JSON at column {error.colno}: {error.msg}; one object per line is expected"
-            ) from error
+                    try:
+                        raw = json.loads(line)
+                    except json.JSONDecodeError as error:
+                        if broken is None:
+                            raise _no_json(file, number, error) from error
+                        broken.append((str(file), number, _no_json(file, number, error)))
+                        continue
+                    yield number, raw
         except UnicodeDecodeError as error:
             raise DataError(f"{file}: not UTF-8 text after line {number} ({error.reason}); save it as UTF-8") from error
+
+
+def _no_json(file: Path, number: int, error: json.JSONDecodeError) -> DataError:
+    return DataError(
+        f"{file}:{number}: bad JSON at column {error.colno}: {error.msg}; one object per line is expected",
+        "bad_regions",
+    )
 
 
 def _parquet_rows(file: Path) -> Iterator[tuple[int, Any]]:

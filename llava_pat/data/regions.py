@@ -9,7 +9,7 @@ One line per image, in COCO's conventions and original pixels (the segmentation 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +24,33 @@ from llava_pat.data.region_rows import read_rows
 from llava_pat.data.tokenize import encode_words
 from llava_pat.types import DataError, ImageRegions, Region
 
+Broken = list[tuple[str, int, DataError]]
+"""(file, line, what is wrong with it) of the lines that hold no annotation."""
 
-def load_regions(path: str | Path) -> dict[str, ImageRegions]:
+
+def load_regions(path: str | Path, broken: Broken | None = None) -> dict[str, ImageRegions]:
     """Read a regions file, line by line: image name -> its regions. DataError names file and line.
 
     path: JSONL, Parquet, or a folder of such shards (data/region_rows.py). Keys that are not known here may be there.
     Checked here: keys and types, sizes, empty labels, masks of another size than their image, an image on two lines.
+    A check that wants all errors at once gives `broken`, which then takes every line that has one.
     """
     found: dict[str, ImageRegions] = {}
-    for file, number, raw in read_rows(path):
-        entry = _parse(raw, file, number)
-        twin = found.get(entry.image)
-        if twin is not None:
-            elsewhere = "" if twin.file == file else f" of {twin.file}"
-            raise DataError(f"{entry.where}: the image is on line {twin.line}{elsewhere} as well; merge the two")
+    for file, number, raw in read_rows(path, broken):
+        try:
+            entry = _parse(raw, file, number)
+            twin = found.get(entry.image)
+            if twin is not None:
+                elsewhere = "" if twin.file == file else f" of {twin.file}"
+                message = f"{entry.where}: the image is on line {twin.line}{elsewhere} as well; merge the two"
+                raise DataError(message, "region_twice")
+        except DataError as error:
+            if broken is None:
+                raise
+            broken.append((file, number, error))
+            continue
         found[entry.image] = entry
-    if not found:
+    if not found and not broken:
         raise DataError(f"{path}: holds no regions")
     return found
 
@@ -87,16 +98,10 @@ def build_patch_regions(
     Returns coverage float32 [R, N] (entries below `min_coverage` are 0), the labels' ids (R lists, as running text,
     no BOS), and how many regions were dropped because no patch is left under them. R may be 0.
     """
-    height, width = image_regions.height, image_regions.width
     patches = (geometry.size // patch_size) ** 2
     rows: list[Tensor] = []
     label_ids: list[list[int]] = []
-    for region in image_regions.regions:
-        try:
-            mask = to_mask(region, height, width)
-        except DataError as error:
-            raise DataError(f"{image_regions.where}: {error}") from error
-        row = geometry.coverage(mask, patch_size)
+    for region, _, row in placed_regions(image_regions, geometry, patch_size):
         if min_coverage > 0:
             row = torch.where(row >= min_coverage, row, 0.0)
         if bool(row.any()):
@@ -106,29 +111,44 @@ def build_patch_regions(
     return coverage, label_ids, len(image_regions.regions) - len(rows)
 
 
+def placed_regions(
+    image_regions: ImageRegions, geometry: Geometry, patch_size: int
+) -> Iterator[tuple[Region, np.ndarray, Tensor]]:
+    """Every region with its mask uint8 [height, width] and its coverage float32 [N]. DataError names the line."""
+    for region in image_regions.regions:
+        try:
+            mask = to_mask(region, image_regions.height, image_regions.width)
+        except DataError as error:
+            raise DataError(f"{image_regions.where}: {error}", "bad_mask") from error
+        yield region, mask, geometry.coverage(mask, patch_size)
+
+
 def label_tokens(label: str, tokenizer: PreTrainedTokenizerBase, where: str) -> list[int]:
     """Ids of a label as it reads inside a sentence; DataError when the tokenizer has none for it."""
     ids = encode_words(label, tokenizer)
     if not ids or all(i == tokenizer.unk_token_id for i in ids):
-        raise DataError(f"{where}: label {label!r} has no tokens in this tokenizer ({ids}); rename or drop it")
+        raise DataError(
+            f"{where}: label {label!r} has no tokens in this tokenizer ({ids}); rename or drop it",
+            "label_without_tokens",
+        )
     return ids
 
 
 def _parse(raw: Any, file: str, line: int) -> ImageRegions:
     where = f"{file}:{line}"
     if not isinstance(raw, dict):
-        raise DataError(f"{where}: is a {type(raw).__name__}, not an object with image and regions")
+        raise DataError(f"{where}: is a {type(raw).__name__}, not an object with image and regions", "bad_regions")
     missing = [key for key in ("id", "image", "width", "height", "regions") if key not in raw]
     if missing:
-        raise DataError(f"{where}: lacks {', '.join(map(repr, missing))}; it has {sorted(raw)}")
+        raise DataError(f"{where}: lacks {', '.join(map(repr, missing))}; it has {sorted(raw)}", "bad_regions")
     if not isinstance(raw["image"], str) or not raw["image"]:
-        raise DataError(f"{where}: 'image' is {raw['image']!r}, not a file name")
+        raise DataError(f"{where}: 'image' is {raw['image']!r}, not a file name", "bad_regions")
     where = f"{where} (image {raw['image']!r})"
     for key in ("width", "height"):
         if not isinstance(raw[key], int) or isinstance(raw[key], bool) or raw[key] < 1:
-            raise DataError(f"{where}: {key!r} is {raw[key]!r}, not a positive number of pixels")
+            raise DataError(f"{where}: {key!r} is {raw[key]!r}, not a positive number of pixels", "bad_regions")
     if not isinstance(raw["regions"], list):
-        raise DataError(f"{where}: 'regions' is a {type(raw['regions']).__name__}, not a list")
+        raise DataError(f"{where}: 'regions' is a {type(raw['regions']).__name__}, not a list", "bad_regions")
     regions = [
         _region(entry, f"{where}: region {position}", raw["height"], raw["width"])
         for position, entry in enumerate(raw["regions"])
@@ -138,25 +158,28 @@ def _parse(raw: Any, file: str, line: int) -> ImageRegions:
 
 def _region(raw: Any, where: str, height: int, width: int) -> Region:
     if not isinstance(raw, dict) or not isinstance(raw.get("label"), str):
-        raise DataError(f"{where}: lacks a 'label' text")
+        raise DataError(f"{where}: lacks a 'label' text", "bad_regions")
     label = raw["label"]
     if not label.strip():
-        raise DataError(f"{where}: has an empty label; name it or drop it")
+        raise DataError(f"{where}: has an empty label; name it or drop it", "empty_label")
     segmentation, bbox = raw.get("segmentation"), raw.get("bbox")
     if not segmentation and bbox is None:
-        raise DataError(f"{where} ({label!r}): has neither 'segmentation' nor 'bbox'")
+        raise DataError(f"{where} ({label!r}): has neither 'segmentation' nor 'bbox'", "bad_regions")
     if isinstance(segmentation, dict):
         if "size" not in segmentation or not isinstance(segmentation.get("counts"), (str, list)):
-            raise DataError(f"{where} ({label!r}): an RLE segmentation needs 'size' and 'counts'")
+            raise DataError(f"{where} ({label!r}): an RLE segmentation needs 'size' and 'counts'", "bad_mask")
         if list(segmentation["size"]) != [height, width]:
             raise DataError(
                 f"{where} ({label!r}): its mask is {segmentation['size']} (height, width) but its image is "
-                f"{[height, width]}; masks are in original pixels"
+                f"{[height, width]}; masks are in original pixels",
+                "mask_size",
             )
     elif segmentation and not _polygons(segmentation):
-        raise DataError(f"{where} ({label!r}): polygons are lists of at least 3 x, y pairs of finite numbers")
+        raise DataError(
+            f"{where} ({label!r}): polygons are lists of at least 3 x, y pairs of finite numbers", "bad_regions"
+        )
     if bbox is not None and not (isinstance(bbox, list) and len(bbox) == 4 and _finite(bbox) and min(bbox[2:]) >= 0):
-        raise DataError(f"{where} ({label!r}): 'bbox' is {bbox!r}, not [x, y, width, height]")
+        raise DataError(f"{where} ({label!r}): 'bbox' is {bbox!r}, not [x, y, width, height]", "bad_regions")
     return Region(label, segmentation or None, tuple(map(float, bbox)) if bbox is not None else None)
 
 

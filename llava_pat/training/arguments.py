@@ -60,10 +60,18 @@ class DataArguments:
     )
     bad_records: Literal["error", "skip"] = option(
         "error",
-        "Records that cannot be trained on (an unanswered or empty answer, a wrong number of images, nothing left "
-        "after truncation): stop at start, or leave them out and say so.",
+        "Records that cannot be trained on (an unanswered or empty answer, a wrong number of images, an image outside "
+        "the folder, nothing left after truncation): stop at start, or leave them out and say so.",
     )
     max_bad_records: float = option(0.01, "With bad_records skip: stop when more than this share would be left out.")
+    missing: Literal["error", "skip", "blank"] = option(
+        "error",
+        "Images that are not there or cannot be read: stop at start, leave their records out, or put an image of the "
+        "mean colour in their place, without regions. skip and blank decode every image at start.",
+    )
+    max_missing: float = option(
+        0.01, "With missing skip or blank: stop when more images are missing; below 1 a share, from 1 on a number."
+    )
     regions_path: str | None = option(
         None, "Regions file (JSONL) of the training images; docs/index.md has the format."
     )

@@ -170,6 +170,8 @@ def check(arguments: PretrainArguments | FinetuneArguments) -> None:
     _check_objective(data, alignment)
     if not 0 <= data.max_bad_records <= 1:
         raise ConfigError(f"--max_bad_records {data.max_bad_records}: expected a share, 0 to 1")
+    if not 0 <= data.max_missing < float("inf"):
+        raise ConfigError(f"--max_missing {data.max_missing}: expected a share below 1, or a number of images")
     if data.eval_data_path is None:
         for name in ("eval_regions_path", "eval_image_folder"):
             if vars(data)[name] is not None:
@@ -282,4 +284,8 @@ def _check_objective(data: DataArguments, alignment: AlignmentArguments) -> None
         raise ConfigError(
             f"--alignment {alignment.alignment} needs labels of patches: make them with `bash "
             "scripts/label_patches.sh` and give --patch_words_path FOLDER, or choose --alignment none"
+        )
+    if "patch_words" in needed and data.patch_words == "online" and data.missing == "blank":
+        raise ConfigError(
+            "--missing blank with --patch_words online: an empty image would be labelled with words; use --missing skip"
         )

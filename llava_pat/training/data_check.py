@@ -3,44 +3,85 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch.distributed as dist
 
+from llava_pat.data.check import CheckReport
+from llava_pat.data.check.findings import KINDS
 from llava_pat.data.dataset import LlavaDataset
 from llava_pat.training.arguments import DataArguments
 from llava_pat.training.flags import ConfigError
 from llava_pat.training.parts import Parts
+from llava_pat.types import DataError
+
+_SHOWN = 3
 
 
-def check_data(parts: Parts, data: DataArguments, main: bool) -> Parts:
-    """`parts` without the records that cannot be trained on; prints what the data hold.
+@dataclass(frozen=True)
+class CheckedData:
+    """The data sets that are trained and measured on, and the manifest hash of the first."""
 
-    Raises ConfigError for patch labels of another tower, DataError for the first bad record, or with --bad_records
-    skip ConfigError when too many would be left out.
+    train: LlavaDataset
+    held_out: LlavaDataset | None
+    manifest: str
+
+
+def check_data(parts: Parts, data: DataArguments, main: bool) -> CheckedData:
+    """The data sets without what cannot be trained on; prints what they hold.
+
+    Raises ConfigError for patch labels of another tower, DataError for the first bad record or image, or ConfigError
+    when --bad_records skip or --missing skip or blank would leave out too many.
     """
     if parts.words is not None and main:
         parts.words.check_tower()
         print(parts.words, flush=True)
-    train = _check("training", parts.train, parts, data, main)
-    held_out = None if parts.held_out is None else _check("held-out", parts.held_out, parts, data, main)
-    return parts._replace(train=train, held_out=held_out)
+    train, manifest = _check("training", parts.train, parts, data, main)
+    held_out = None
+    if parts.held_out is not None:
+        held_out, _ = _check("held-out", parts.held_out, parts, data, main)
+    return CheckedData(train, held_out, manifest)
 
 
-def _check(name: str, dataset: LlavaDataset, parts: Parts, data: DataArguments, main: bool) -> LlavaDataset:
-    unusable: list[int] = []
+def _check(name: str, dataset: LlavaDataset, parts: Parts, data: DataArguments, main: bool) -> tuple[LlavaDataset, str]:
+    decided = None
     if main:
-        report = dataset.check(parts.model.num_patches, progress=sys.stderr.isatty(), on_bad=data.bad_records)
+        try:
+            report = dataset.check(
+                parts.model.num_patches, progress=sys.stderr.isatty(), on_bad=data.bad_records, missing=data.missing
+            )
+        except DataError as error:
+            if KINDS[error.kind].consequence != "image":
+                raise
+            raise DataError(f"{error}; or go on without it: --missing skip, or blank", error.kind) from error
         print(f"{name} data: {report}", flush=True)
-        unusable = [skipped.index for skipped in report.unusable]
+        decided = report.left_out, report.blank, report.manifest, list(over_caps(name, report, data))
     if dist.is_available() and dist.is_initialized():
-        shared = [unusable]
+        shared = [decided]
         dist.broadcast_object_list(shared)
-        unusable = shared[0]
-    left_out = len(unusable) + len(dataset.records.skipped)
-    total = len(dataset) + len(dataset.records.skipped)
+        decided = shared[0]
+    left_out, blank, manifest, problems = decided
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return dataset.without(left_out, blank) if left_out or blank else dataset, manifest
+
+
+def over_caps(name: str, report: CheckReport, data: DataArguments) -> Iterator[str]:
+    """One message for each cap that a data set is above, with both numbers, the first files and the way out."""
+    skipped, unusable = report.skipped, report.unusable
+    total = report.records + len(report.lost_records) + len(unusable) + len(skipped)
+    left_out = len(unusable) + len(skipped)
     if left_out > data.max_bad_records * total:
-        raise ConfigError(
+        yield (
             f"{name} data: {left_out} of {total} records cannot be trained on, more than --max_bad_records "
             f"{data.max_bad_records}; the first reasons are above. Mend the file, or raise the share"
         )
-    return dataset.without(unusable) if unusable else dataset
+    lost = report.lost
+    if len(lost) > (data.max_missing if data.max_missing >= 1 else data.max_missing * report.named_images):
+        first = ", ".join(entry.image for entry in lost[:_SHOWN])
+        yield (
+            f"{name} data: {len(lost)} of {report.named_images} images are missing or broken, more than --max_missing "
+            f"{data.max_missing:g} allows: {first}{' ...' if len(lost) > _SHOWN else ''}. Fetch them again (python -m "
+            "llava_pat.data.check --report FILE lists them all), or raise --max_missing"
+        )

@@ -34,6 +34,9 @@ _FREE = {
     "dataloader_num_workers", "eval_steps", "eval_strategy", "per_device_eval_batch_size", "output_dir",
 }  # fmt: skip
 
+# Settings that came after runs had been written, and what those runs did: they stay resumable.
+_SINCE = {"missing": "error", "max_missing": 0.01}
+
 
 def claim(arguments: PretrainArguments | FinetuneArguments, folder: Path) -> str | None:
     """Make `folder` this run's. Returns the checkpoint to go on from, or None for a fresh start.
@@ -52,6 +55,7 @@ def claim(arguments: PretrainArguments | FinetuneArguments, folder: Path) -> str
         ours = Path(scratch) / CONFIG
         write_config(arguments, ours)
         old, new = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in (theirs, ours))
+    old = {**_SINCE, **old}
     differ = sorted(key for key in (old.keys() | new.keys()) - _FREE if old.get(key) != new.get(key))
     if differ:
         shown = "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in differ[:5])

@@ -76,7 +76,8 @@ def _run(arguments: Arguments) -> dict[str, Any]:
     set_seed(training.seed)
     parts = build_parts(arguments)
     task = build_task(arguments, parts)
-    parts = check_data(parts, arguments.data, main)
+    checked = check_data(parts, arguments.data, main)
+    parts = parts._replace(train=checked.train, held_out=checked.held_out)
     weights = build_weights(arguments, task, parts)
     if main:
         with blamed_on("output_dir"):
@@ -102,6 +103,7 @@ def _run(arguments: Arguments) -> dict[str, Any]:
     trainer.save_model()
     trainer.save_state()
     metrics = summary(arguments, trainer.state.global_step, checkpoint, seconds, trainer.initial, after)
+    metrics["data_manifest"] = checked.manifest
     if main:
         output.write_metrics(folder, metrics)
         _say(main, f"\n{table(metrics)}\nwritten to {folder}")

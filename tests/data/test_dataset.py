@@ -277,7 +277,7 @@ def test_several_processes_report_what_one_does(world, monkeypatch, bad):
     if bad is not None:
         world.records[bad] = world.records[0] | {"image": "gone.png"}
     alone = world.check(on_bad="skip") if bad is None else None
-    monkeypatch.setattr("llava_pat.data.check._BLOCK", 4)
+    monkeypatch.setattr("llava_pat.data.check.scan._BLOCK", 4)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     if bad is None:
         assert world.check(on_bad="skip") == alone and alone.unusable == ()

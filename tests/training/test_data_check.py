@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from llava_pat.training.arguments import parse_pretrain
 from llava_pat.training.data_check import check_data
 from llava_pat.training.finetune_arguments import parse_finetune
 from llava_pat.training.flags import ConfigError
+from llava_pat.training.output import CONFIG, claim
 from llava_pat.training.parts import Parts, build_parts
+from llava_pat.training.run_config import write_config
 from llava_pat.types import DataError
 
 
@@ -57,3 +60,30 @@ def test_refused_where_asked(world, tmp_path: Path, bad_file: Path) -> None:
 def test_the_cap_is_a_share(world, tmp_path: Path, share: float) -> None:
     with pytest.raises(ConfigError, match=f"--max_bad_records {share}: expected a share"):
         checked(world, tmp_path, world.folder / "mixed.json", max_bad_records=share)
+
+
+def test_a_folder_from_before_the_flag_goes_on(world, tmp_path: Path) -> None:
+    out = tmp_path / "llava-run"
+    arguments = parse_finetune(world.argv(out, version="v1", pretrain_mm_mlp_adapter="none"))
+    write_config(arguments, out / CONFIG)
+    lines = (out / CONFIG).read_text().splitlines()
+    older = [line for line in lines if not line.startswith(("missing:", "max_missing:"))]
+    assert len(older) == len(lines) - 2
+    (out / CONFIG).write_text("\n".join(older) + "\n")
+    assert claim(arguments, out) is None
+    arguments.data.missing = "skip"
+    with pytest.raises(ConfigError, match="missing: 'error' there, 'skip' now"):
+        claim(arguments, out)
+
+
+def test_an_empty_image_has_no_words_to_learn(world, tmp_path: Path) -> None:
+    """--missing blank with labels computed in the run would label the empty image."""
+    flags = {"alignment": "sea", "patch_words_path": tmp_path, "patch_words": "online", "missing": "blank"}
+    with pytest.raises(ConfigError, match="--missing blank with --patch_words online"):
+        parse_pretrain(world.argv(tmp_path / "llava-run", **flags))
+
+
+@pytest.mark.parametrize("value", [-1, float("inf")])
+def test_the_cap_of_missing_images_is_a_number(world, tmp_path: Path, value: float) -> None:
+    with pytest.raises(ConfigError, match="--max_missing"):
+        parse_pretrain(world.argv(tmp_path / "llava-run", max_missing=value))

@@ -65,6 +65,7 @@ def test_metrics_and_table_hold_the_same_numbers(finished) -> None:
     assert metrics["seconds"] > 0 and metrics["peak_memory_bytes"] > 1e6
     assert metrics["samples_per_second"] == pytest.approx(24 / metrics["seconds"])
     assert all(not isinstance(value, (dict, list)) for value in metrics.values())
+    assert len(metrics["data_manifest"]) == 64 and f"manifest {metrics['data_manifest'][:16]}" in said
     table = {line[:42].strip(): line[42:].split() for line in said.splitlines()}
     rows = {
         "caption loss, held out (nats per token)": "caption_loss", "patch cosine with its label's words":
