@@ -128,7 +128,7 @@ def test_crowds_are_left_out_unless_asked_for(instances: Path, tmp_path: Path, c
 
 def test_small_and_many(instances: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "r.jsonl"
-    run(capsys, "coco_instances", "--annotations", instances, "--out", out, "--max_regions", "1", "--min_area", "200")
+    run(capsys, "coco_instances", "--annotations", instances, "--out", out, "--max_regions", "1")
     lines = lines_of(out)
     assert [r["label"] for r in lines[NINE]["regions"]] == ["person"]  # the larger one
     assert [r["area"] for r in lines[TEN]["regions"]] == [216]
