@@ -86,7 +86,8 @@ def check(options: argparse.Namespace) -> int:
     print(render_table(options, findings))
     if report is not None:
         print(report)
-        print(f"{report.named_images} images in {seconds:.1f} s, {report.named_images / seconds:.0f} images/s")
+        count, unit = (report.named_images, "images") if report.named_images else (len(dataset), "records")
+        print(f"{count} {unit} in {seconds:.1f} s, {count / seconds:.0f} {unit}/s")
     if tokenizer is None:
         print("not checked: token lengths and the tokens of labels; give --model_name_or_path")
     for problem in problems:
