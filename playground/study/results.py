@@ -16,7 +16,7 @@ from playground.study.statistics import Difference, crossed, difference, over_se
 from playground.study.tallies import BY_NAME
 
 Column = tuple[str, tuple[str, ...]]
-"""An objective and its setting's overrides."""
+"""An objective and its setting's overrides, sorted: their order on the command line means nothing."""
 
 SHARED = "shared.json"
 """What all results of a folder have in common: hashes of the inputs."""
@@ -33,7 +33,7 @@ class Results:
             raise DataError(f"runs of one seed did not start alike: {unpaired[0]} ({len(unpaired)} such figures)")
         self._by: dict[Column, dict[int, dict[str, Any]]] = {}
         for one in self.entries:
-            seeds = self._by.setdefault((one["objective"], tuple(one["setting"])), {})
+            seeds = self._by.setdefault((one["objective"], tuple(sorted(one["setting"]))), {})
             if one["seed"] in seeds:
                 raise DataError(f"two results of {one['objective']}, seed {one['seed']}, {one['setting']}")
             seeds[one["seed"]] = one
@@ -45,8 +45,8 @@ class Results:
 
     @property
     def columns(self) -> list[Column]:
-        """(objective, setting), objectives in the order of complexity: the baseline first, sums last."""
-        return sorted(self._by, key=lambda key: (key[1], key[0] != BASELINE, key[0].count("+"), key[0]))
+        """(objective, setting): what is as configured first; of a setting the baseline first, sums last."""
+        return sorted(self._by, key=lambda key: (self.own(key), key[0] != BASELINE, key[0].count("+"), key[0]))
 
     @property
     def common(self) -> tuple[str, ...]:

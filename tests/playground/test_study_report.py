@@ -150,6 +150,13 @@ def test_published_results_name_no_machine(folder):
     assert read_json(folder / "results" / "test" / SHARED)["git"] == {"commits": ["a" * 40], "changed": False}
 
 
+def test_the_order_of_overrides_means_nothing():
+    one, other = ["stage2.a=1", "stage2.b=2"], ["stage2.b=2", "stage1.alignment_weight=2", "stage2.a=1"]
+    results = Results([result("none", 0, 0.5, one), result("good", 0, 0.6, other)])
+    (treated,) = (column for column in results.columns if column[0] == "good")
+    assert results.compare(treated, results.baseline_of(treated), "qa") is not None
+
+
 def test_runs_of_some_settings_are_published(folder, tmp_path):
     source, flag = tmp_path / "out" / "results" / "val", "stage1.alignment_weight"
 
