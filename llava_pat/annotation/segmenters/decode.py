@@ -1,0 +1,37 @@
+"""What SAM and SAM 2 share: boxes of one encoded image -> masks at the image's size, the best of several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from llava_pat.annotation.pretrained import Placement
+
+
+def decode_boxes(
+    model: PreTrainedModel,
+    embeddings: Any,
+    boxes: Tensor,
+    place: Placement,
+    upsample: Callable[[Tensor], Tensor],
+    multimask: bool,
+    at_once: int,
+) -> np.ndarray:
+    """boxes float32 [n, 4] in the model's own pixels -> bool [n, H, W] on the CPU.
+
+    embeddings: of one image, as the model takes them; upsample: logits [n, 1, h, w] -> bool [n, 1, H, W].
+    """
+    masks = []
+    for part in boxes.split(at_once):
+        inputs = place.move({"input_boxes": part.unsqueeze(0)})
+        outputs = model(image_embeddings=embeddings, multimask_output=multimask, **inputs)
+        logits, scores = outputs.pred_masks[0].float(), outputs.iou_scores[0].float()  # [n, K, h, w], [n, K]
+        best = scores.argmax(-1)
+        chosen = logits[torch.arange(len(best), device=logits.device), best].unsqueeze(1)
+        masks.append(upsample(chosen)[:, 0].cpu())
+    return torch.cat(masks).numpy()
