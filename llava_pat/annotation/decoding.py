@@ -21,11 +21,17 @@ BOMB_PIXELS = 89_478_485
 
 
 def decode_image(path: Path, where: str, max_pixels: int = BOMB_PIXELS) -> Image.Image:
-    """RGB without metadata. DataError for a missing or broken file, and for one of more than max_pixels pixels.
+    """RGB without metadata. DataError for a missing or broken file; TooLarge for more than max_pixels pixels.
 
     Pillow itself refuses twice BOMB_PIXELS while it reads the header; nothing is decoded before the size is known.
     """
-    with open_image(path, where) as image:
+    try:
+        opened = open_image(path, where)
+    except DataError as error:
+        if isinstance(error.__cause__, Image.DecompressionBombError):
+            raise TooLarge(str(error)) from error
+        raise
+    with opened as image:
         if image.width * image.height > max_pixels:
             raise TooLarge(f"{where}: image {path} is {image.width} x {image.height}, more than {max_pixels:,} pixels")
         try:

@@ -85,6 +85,6 @@ def _is_cut(word: str) -> bool:
 def _finish(phrase: list[str], max_words: int) -> list[str]:
     while phrase and phrase[0].lower() in COUNTS:
         phrase = phrase[1:]
-    if not phrase or phrase[-1].lower() in GENERIC or all(len(word) < 2 for word in phrase):
+    if not phrase or phrase[-1].lower() in GENERIC or all(len(word) < 2 and word.isascii() for word in phrase):
         return []
     return [" ".join(phrase[-max_words:])]
