@@ -92,6 +92,8 @@ def test_wrong_synonyms(tmp_path: Path, text: str, message: str) -> None:
         ("A dining table covered with food", ["dining table", "food"]),
         ("a t-shirt, a T-shirt", ["t-shirt", "T-shirt"]),
         ("un café, 狗, a b", ["un café", "狗"]),
+        ("a black and white photo of the man 's hat, the girl’s bag", ["man", "hat", "girl", "bag"]),
+        ("a red cross and an orange", ["red cross", "orange"]),
         ("", []), ("of the and", []), ("3 2 1", []), ("A photo.", []),
     ],
 )  # fmt: skip

@@ -26,7 +26,7 @@ class Florence2DetectorOptions:
     """Or <CAPTION_TO_PHRASE_GROUNDING>, with the label as the caption."""
     max_new_tokens: int = 256
     num_beams: int = 3
-    """As in Microsoft's model card."""
+    """As in the models' generation_config.json."""
     batch_size: int = 16
     """Questions at a time."""
 

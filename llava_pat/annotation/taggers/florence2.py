@@ -23,7 +23,7 @@ class Florence2TaggerOptions:
     noun phrases, by rule."""
     max_new_tokens: int = 1024
     num_beams: int = 3
-    """Both as in Microsoft's model card."""
+    """As in the models' generation_config.json."""
     batch_size: int = 8
 
     def __post_init__(self) -> None:

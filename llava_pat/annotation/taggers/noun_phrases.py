@@ -38,10 +38,10 @@ _CUTS = STOP_WORDS | frozenset(
     walk walks run runs ran play plays look looks looked show shows shown showed see sees seen saw eat eats ate
     drive drives drove driven fly flies flew flown jump jumps take takes took taken make makes made get gets got go goes
     went gone come comes came put puts set sets use uses lean leans rest rests hang hangs hung contain contains feature
-    features include includes depict depicts display displays appear appears seem seems face faces pose poses posed
+    features include includes depict depicts display displays appear appears seem seems pose poses posed
     carry carries pull pulls push pushes throw throws threw thrown catch catches caught hit hits reach reaches surround
-    surrounds cover covers fill fills give gives gave given keep keeps kept wait waits try tries tried smile smiles
-    drink drinks cut cuts cross crosses swing swings talk talks cook cooks grow grows grown built
+    surrounds fill fills give gives gave given keep keeps kept wait waits try tries tried smile smiles
+    talk talks cook cooks grow grows grown built
     """.split()
 )
 _NOUNS_ING = frozenset(
@@ -55,18 +55,25 @@ _NOUNS_ING = frozenset(
 """-ing words that are nouns, or stand before one ("dining table")."""
 _KEPT_ED = frozenset("red bed shed sled seed weed reed bread breed hundred speed colored coloured striped".split())
 _KEPT_LY = frozenset("family butterfly jelly belly lily fly ally bully dolly trolley july holly assembly".split())
+_COLOURS = frozenset(
+    "red green blue yellow black white gray grey brown pink purple cyan magenta beige teal maroon turquoise".split()
+)
+"""No label alone: "a black and white photo". Orange may be a fruit."""
+_LOOSE = re.compile(r"\s+(['’]s)(?!\w)")
+"""Conceptual Captions has blanks in front of 's."""
 _PIECES = re.compile(r"[^\w\s'’\-]+|\s-+\s|\s–\s|\d+")
 
 
 def find_noun_phrases(caption: str, max_words: int = MAX_WORDS) -> list[str]:
     """In their order, as written; plurals and synonyms are the label rules' job."""
     found: list[str] = []
-    for piece in _PIECES.split(caption):
+    for piece in _PIECES.split(_LOOSE.sub(r"\1", caption)):
         phrase: list[str] = []
         for word in [*split_words(piece), ""]:
             if word and not _is_cut(word.lower()):
-                phrase.append(word)
-                continue
+                phrase.append(word.removesuffix("'s"))
+                if not word.endswith("'s"):  # "the man's hat" is a man and a hat
+                    continue
             found.extend(_finish(phrase, max_words))
             phrase = []
     return list(dict.fromkeys(found))
@@ -85,6 +92,8 @@ def _is_cut(word: str) -> bool:
 def _finish(phrase: list[str], max_words: int) -> list[str]:
     while phrase and phrase[0].lower() in COUNTS:
         phrase = phrase[1:]
-    if not phrase or phrase[-1].lower() in GENERIC or all(len(word) < 2 and word.isascii() for word in phrase):
+    if not phrase or phrase[-1].lower() in GENERIC or all(word.lower() in _COLOURS for word in phrase):
+        return []
+    if all(len(word) < 2 and word.isascii() for word in phrase):
         return []
     return [" ".join(phrase[-max_words:])]
