@@ -75,7 +75,7 @@ class AnnotationConfig:
     labels: LabelOptions = LabelOptions()
     device: str = "cpu"
     dtype: str = "float32"
-    """Of all models: float32, bfloat16 or float16."""
+    """Of all models: float32, or bfloat16 or float16 by autocast."""
     batch_size: int = 8
     """Images that go through the stages together; a stage may cut them smaller (its own batch_size)."""
     max_pixels: int = BOMB_PIXELS

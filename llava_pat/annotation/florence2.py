@@ -23,7 +23,7 @@ class Florence2:
 
     def __init__(self, model: str, place: Placement, max_new_tokens: int, num_beams: int, batch_size: int) -> None:
         self.name, self._place = model, place
-        self._model = load_model(Florence2ForConditionalGeneration, model, place, "Florence-2")
+        self._model = load_model(Florence2ForConditionalGeneration, model, ("florence2",), place, "Florence-2")
         self.processor = load_part(AutoProcessor, model, "Florence-2", backend="pil")
         self._limits = {"max_new_tokens": max_new_tokens, "num_beams": num_beams, "do_sample": False}
         self._batch_size = batch_size
@@ -40,7 +40,8 @@ class Florence2:
     @torch.inference_mode()
     def _ask(self, images: list, task: str, prompts: list[str]) -> list[Any]:
         inputs = self._place.move(self.processor(images=images, text=prompts, padding=True, return_tensors="pt"))
-        generated = self._model.generate(**inputs, **self._limits)
+        with self._place.autocast():
+            generated = self._model.generate(**inputs, **self._limits)
         # its parser drops <s> and </s> of a caption, and leaves the padding of a batch
         pad = self.processor.tokenizer.pad_token
         texts = [text.replace(pad, "") for text in self.processor.batch_decode(generated, skip_special_tokens=False)]

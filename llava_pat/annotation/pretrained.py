@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, BatchFeature, PreTrainedModel
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoImageProcessor, BatchFeature, PreTrainedModel
 
 from llava_pat.types import DataError
 
@@ -17,7 +18,11 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a stage's model runs and in which precision."""
+    """Where a stage's model runs and in which precision.
+
+    Weights stay in float32, and half precision is autocast's, as the authors of SAM 2 run it: with weights in bfloat16,
+    transformers gives boxes that are whole 256ths of the image, and rounds SAM's box prompts to as much.
+    """
 
     device: str = "cpu"
     dtype: str = "float32"
@@ -28,24 +33,36 @@ class Placement:
             raise DataError(f"dtype is {self.dtype!r}, expected one of {sorted(_DTYPES)}")
         return _DTYPES[self.dtype]
 
+    def autocast(self) -> torch.autocast:
+        """`with place.autocast():` around a model's forward; nothing for float32."""
+        dtype = self.torch_dtype
+        return torch.autocast(torch.device(self.device).type, dtype=dtype, enabled=dtype != torch.float32)
+
     def move(self, inputs: BatchFeature | dict[str, Any]) -> dict[str, Any]:
-        """Tensors to the device; floating ones to the precision as well."""
+        """Tensors to the device, floating ones in float32."""
         return {
-            key: value.to(self.device, self.torch_dtype if value.is_floating_point() else value.dtype)
+            key: value.to(self.device, torch.float32 if value.is_floating_point() else value.dtype)
             for key, value in inputs.items()
             if isinstance(value, torch.Tensor)
         }
 
 
-def load_model(kind: Any, name: str, place: Placement, what: str) -> PreTrainedModel:
+def load_model(kind: Any, name: str, types: tuple[str, ...], place: Placement, what: str) -> PreTrainedModel:
     """kind.from_pretrained(name), frozen and in eval mode. kind: a model class or an Auto class.
 
-    Raises DataError when it is not there, and when weights are missing: they would be random.
+    types: the model_type that its config.json may have. Raises DataError when it is not there or of another
+    architecture, and when weights are missing: they would be random.
     """
+    # a truncated file is a SafetensorError, weights of another shape are a RuntimeError
+    errors = (OSError, ValueError, ImportError, SafetensorError, RuntimeError)
     try:
-        model, info = kind.from_pretrained(name, dtype=place.torch_dtype, output_loading_info=True)
-    except (OSError, ValueError, ImportError) as error:
+        found = AutoConfig.from_pretrained(name).model_type
+        if found in types:
+            model, info = kind.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+    except errors as error:
         raise DataError(f"{what} {name}: cannot be loaded: {_first_line(error)}") from error
+    if found not in types:
+        raise DataError(f"{what} {name}: its config.json says model_type {found!r}, not {' or '.join(types)}")
     for reason in ("missing_keys", "mismatched_keys"):
         if info[reason]:
             some = sorted(map(str, info[reason]))[:3]

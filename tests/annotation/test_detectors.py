@@ -128,6 +128,14 @@ def test_boxes_and_scores_are_those_of_transformers(dino_folder: str) -> None:
         assert one.score == pytest.approx(score, abs=1e-6) if comparable else one.score < score
 
 
+def test_mm_grounding_dino_is_taken_as_well(tmp_path: Path) -> None:
+    folder = str(tiny_models.save_grounding_dino(tmp_path, mm=True))
+    (found,) = GroundingDino(GroundingDinoOptions(folder, box_threshold=0.0), PLACE).detect(
+        [picture(48, 80)], [["car"]]
+    )
+    assert len(found.found) == 10 and {one.label for one in found.found} == {"car"}
+
+
 def test_a_batch_is_its_images_one_by_one(dino_folder: str) -> None:
     detector = GroundingDino(GroundingDinoOptions(dino_folder, box_threshold=0.05, batch_size=4), PLACE)
     images = [picture(48, 80), picture(40, 80, 1), picture(48, 80, 2)]
@@ -162,13 +170,23 @@ def test_pixels_of_a_box_by_hand(dino_folder: str, monkeypatch: pytest.MonkeyPat
     assert found.left_out == Counter({grounding_dino.UNKNOWN: 1})
 
 
+@pytest.mark.parametrize("kind", [GroundingDino, Owlv2])
+def test_half_precision_keeps_boxes_fine(kind: type, dino_folder: str, owl_folder: str) -> None:
+    """bfloat16 weights would give whole 256ths of the image."""
+    dino = kind is GroundingDino
+    options = GroundingDinoOptions(dino_folder, box_threshold=0.0) if dino else Owlv2Options(owl_folder, threshold=0.0)
+    (found,) = kind(options, Placement(dtype="bfloat16")).detect([picture(48, 80)], [["red circle", "car"]])
+    shares = np.array([[box[0] / 80, box[2] / 80] for box in (one.box for one in found.found)]) * 512
+    assert np.isfinite(shares).all() and (np.abs(shares - shares.round()) > 1e-3).any()
+
+
 def test_no_labels_and_no_images(dino_folder: str) -> None:
     detector = GroundingDino(GroundingDinoOptions(dino_folder), PLACE)
     assert detector.detect([], []) == [] and detector.detect([picture(20, 20)], [[]])[0].found == []
 
 
 def test_another_architecture_is_refused(owl_folder: str) -> None:
-    with pytest.raises(DataError, match="is a owlv2; the detector grounding_dino"):
+    with pytest.raises(DataError, match="says model_type 'owlv2', not grounding-dino or mm-grounding-dino"):
         GroundingDino(GroundingDinoOptions(owl_folder), PLACE)
 
 

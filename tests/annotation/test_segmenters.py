@@ -146,8 +146,45 @@ def test_masks_lie_where_the_boxes_are(kind: str, size: tuple[int, int], request
     assert abs(mask.sum() / ((box[2] - box[0]) * (box[3] - box[1])) - 1) < 0.15
 
 
+@pytest.mark.parametrize("kind", ["sam", "sam2"])
+def test_half_precision_is_the_encoders_alone(kind: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(f"{kind}_folder")
+    build, options = (Sam, SamOptions) if kind == "sam" else (Sam2, Sam2Options)
+    image = picture(48, 80)
+    level = middling(build(options(folder), PLACE), [image], [BOXES])
+    full = build(options(folder, mask_threshold=level), PLACE).segment([image], [BOXES])
+    half = build(options(folder, mask_threshold=level), Placement(dtype="bfloat16"))
+    seen = []
+    half._model.prompt_encoder.register_forward_pre_hook(
+        lambda module, given, named: seen.append(named["input_boxes"]), with_kwargs=True
+    )
+    (masks,) = half.segment([image], [BOXES])
+    assert seen[0].dtype == torch.float32
+    assert (np.stack(masks) != np.stack(full[0])).mean() < 0.1
+
+
 def test_the_boxes_are_the_regions() -> None:
     assert Boxes(BoxesOptions(), PLACE).segment([None, None], [BOXES, []]) == [[None] * 3, []]
+
+
+@pytest.mark.parametrize("kind", ["sam", "sam2"])
+def test_the_other_architecture_and_a_cut_file_are_one_line(kind: str, request, tmp_path: Path) -> None:
+    build, options = (Sam, SamOptions) if kind == "sam" else (Sam2, Sam2Options)
+    other = request.getfixturevalue("sam2_folder" if kind == "sam" else "sam_folder")
+    with pytest.raises(DataError, match="segmenter .*: ") as caught:
+        build(options(other), PLACE)
+    assert "\n" not in str(caught.value)
+    for file in Path(request.getfixturevalue(f"{kind}_folder")).iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes()[:20_000])
+    with pytest.raises(DataError, match="segmenter .*: cannot be loaded: "):
+        build(options(str(tmp_path)), PLACE)
+
+
+def test_a_video_model_is_taken_as_the_hub_has_it(tmp_path: Path) -> None:
+    """facebook/sam2.1-hiera-* say model_type sam2_video."""
+    segmenter = Sam2(Sam2Options(str(tiny_models.save_sam2(tmp_path, video=True))), PLACE)
+    ((mask,),) = segmenter.segment([picture(48, 80)], [BOXES[:1]])
+    assert mask.shape == (48, 80)
 
 
 def test_a_folder_without_an_image_processor(sam2_folder: str, tmp_path: Path) -> None:

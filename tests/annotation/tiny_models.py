@@ -19,12 +19,16 @@ from transformers import (
     GroundingDinoConfig,
     GroundingDinoForObjectDetection,
     GroundingDinoImageProcessorPil,
+    MMGroundingDinoConfig,
+    MMGroundingDinoForObjectDetection,
     Owlv2Config,
     Owlv2ForObjectDetection,
     Owlv2ImageProcessorPil,
     PreTrainedTokenizerFast,
     Sam2Config,
     Sam2Model,
+    Sam2VideoConfig,
+    Sam2VideoModel,
     SamConfig,
     SamImageProcessorPil,
     SamModel,
@@ -50,7 +54,7 @@ def clip_tokenizer(length: int) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=length)
 
 
-def save_grounding_dino(folder: Path) -> Path:
+def save_grounding_dino(folder: Path, mm: bool = False) -> Path:
     backbone = {
         "model_type": "swin", "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1], "window_size": 4,
         "image_size": 64, "out_indices": [2, 3, 4],
@@ -59,15 +63,14 @@ def save_grounding_dino(folder: Path) -> Path:
         "model_type": "bert", "vocab_size": 2100, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
         "intermediate_size": 32, "max_position_embeddings": 64,
     }  # fmt: skip
-    config = GroundingDinoConfig(
+    config = (MMGroundingDinoConfig if mm else GroundingDinoConfig)(
         backbone_config=backbone, text_config=text, d_model=32, encoder_layers=1, decoder_layers=2, num_queries=10,
         encoder_ffn_dim=32, decoder_ffn_dim=32, encoder_attention_heads=2, decoder_attention_heads=2,
         encoder_n_points=2, decoder_n_points=2, max_text_len=24,
     )  # fmt: skip
     size = {"shortest_edge": 64, "longest_edge": 96}
-    return _save(
-        folder, GroundingDinoForObjectDetection, config, GroundingDinoImageProcessorPil(size=size), bert_tokenizer()
-    )
+    kind = MMGroundingDinoForObjectDetection if mm else GroundingDinoForObjectDetection
+    return _save(folder, kind, config, GroundingDinoImageProcessorPil(size=size), bert_tokenizer())
 
 
 def save_owlv2(folder: Path) -> Path:
@@ -121,8 +124,8 @@ def save_sam(folder: Path) -> Path:
     return _save(folder, SamModel, config, processor)
 
 
-def save_sam2(folder: Path) -> Path:
-    config = Sam2Config(
+def save_sam2(folder: Path, video: bool = False) -> Path:
+    config = (Sam2VideoConfig if video else Sam2Config)(
         vision_config={
             "backbone_config": {
                 "model_type": "sam2_hiera_det_model", "hidden_size": 8, "image_size": [64, 64],
@@ -139,7 +142,7 @@ def save_sam2(folder: Path) -> Path:
             "iou_head_hidden_dim": 16,
         },
     )  # fmt: skip
-    _save(folder, Sam2Model, config)
+    _save(folder, Sam2VideoModel if video else Sam2Model, config)
     # as the hub's folders have it; transformers' own class needs torchvision
     (folder / "preprocessor_config.json").write_text(
         '{"image_processor_type": "Sam2ImageProcessor", "size": {"height": 64, "width": 64}, "resample": 2, '

@@ -14,6 +14,7 @@ from llava_pat.annotation.pretrained import Placement, load_image_processor, loa
 from llava_pat.annotation.stages import Detection, Detections, Detector, Images
 from llava_pat.types import DataError
 
+_TYPES = ("grounding-dino", "mm-grounding-dino")
 UNKNOWN = "labels that Grounding DINO's tokenizer does not know"
 
 
@@ -37,10 +38,7 @@ class GroundingDino(Detector):
 
     def __init__(self, options: GroundingDinoOptions, place: Placement) -> None:
         self.options, self._place = options, place
-        self._model = load_model(AutoModelForZeroShotObjectDetection, options.model, place, "detector")
-        kind = self._model.config.model_type
-        if kind not in ("grounding-dino", "mm-grounding-dino"):
-            raise DataError(f"{options.model}: is a {kind}; the detector grounding_dino takes no such model")
+        self._model = load_model(AutoModelForZeroShotObjectDetection, options.model, _TYPES, place, "detector")
         self._processor = load_image_processor(options.model, "detector")
         self._tokenizer = load_part(AutoTokenizer, options.model, "detector")
 
@@ -69,7 +67,8 @@ class GroundingDino(Detector):
         inputs |= self._place.move(
             self._tokenizer(texts, padding=True, return_token_type_ids=True, return_tensors="pt")
         )
-        outputs = self._model(**inputs)
+        with self._place.autocast():
+            outputs = self._model(**inputs)
         return outputs.logits.float().cpu(), outputs.pred_boxes.float().cpu()
 
     def _read(self, logits: Tensor, boxes: Tensor, prompt: Prompt, image) -> list[Detection]:

@@ -44,7 +44,7 @@ class Owlv2(Detector):
     def __init__(self, options: Owlv2Options, place: Placement) -> None:
         require_package("scipy", "owlv2 (transformers resizes its images with it)", "pip install scipy")
         self.options, self._place = options, place
-        self._model = load_model(Owlv2ForObjectDetection, options.model, place, "detector")
+        self._model = load_model(Owlv2ForObjectDetection, options.model, ("owlv2",), place, "detector")
         self._processor = load_image_processor(options.model, "detector")
         self._tokenizer = load_part(AutoTokenizer, options.model, "detector")
 
@@ -75,7 +75,9 @@ class Owlv2(Detector):
         rows = [row * most + column for row, wanted in enumerate(labels) for column in range(len(wanted))]
         # a query whose first id is 0 is no query to the model; transformers' processor pads with " ", which is one
         ids[rows], mask[rows] = texts["input_ids"], texts["attention_mask"]
-        outputs = self._model(**inputs, **self._place.move({"input_ids": ids, "attention_mask": mask}))
+        inputs |= self._place.move({"input_ids": ids, "attention_mask": mask})
+        with self._place.autocast():
+            outputs = self._model(**inputs)
         return outputs.logits.float().cpu(), outputs.pred_boxes.float().cpu()
 
     def _read(self, logits: Tensor, boxes: Tensor, labels: Sequence[str], image) -> list[Detection]:

@@ -16,6 +16,9 @@ from llava_pat.annotation.pretrained import Placement, load_model, load_part, re
 from llava_pat.annotation.stages import Detection, Detections, Detector, Images
 from llava_pat.types import DataError
 
+_TYPES = ("sam3", "sam3_video")
+"""facebook/sam3 is the whole: its detector is what is taken."""
+
 
 @dataclass(frozen=True)
 class Sam3Options:
@@ -39,7 +42,7 @@ class Sam3(Detector):
     def __init__(self, options: Sam3Options, place: Placement) -> None:
         require_package("torchvision", "sam3 (transformers' Sam3Model)", "bash scripts/setup.sh --with open-clip")
         self.options, self._place = options, place
-        self._model = load_model(Sam3Model, options.model, place, "detector")
+        self._model = load_model(Sam3Model, options.model, _TYPES, place, "detector")
         self._processor = load_part(AutoProcessor, options.model, "detector")
 
     @torch.inference_mode()
@@ -49,7 +52,8 @@ class Sam3(Detector):
             if not wanted:
                 continue
             pixels = self._place.move(self._processor(images=image, return_tensors="pt"))["pixel_values"]
-            encoded = self._model.get_vision_features(pixel_values=pixels)
+            with self._place.autocast():
+                encoded = self._model.get_vision_features(pixel_values=pixels)
             for start in range(0, len(wanted), self.options.labels_at_once):
                 part = wanted[start : start + self.options.labels_at_once]
                 results[place].found.extend(self._ask(image, encoded, part))
@@ -72,9 +76,10 @@ class Sam3(Detector):
                 level.expand(len(labels), -1, -1, -1) for level in encoded.fpn_position_encoding
             ),
         )
-        outputs = self._model(
-            vision_embeds=repeated, input_ids=texts["input_ids"], attention_mask=texts["attention_mask"]
-        )
+        with self._place.autocast():
+            outputs = self._model(
+                vision_embeds=repeated, input_ids=texts["input_ids"], attention_mask=texts["attention_mask"]
+            )
         answers = self._processor.post_process_instance_segmentation(
             outputs, self.options.threshold, self.options.mask_threshold, [(image.height, image.width)] * len(labels)
         )

@@ -35,7 +35,7 @@ class Sam(Segmenter):
 
     def __init__(self, options: SamOptions, place: Placement) -> None:
         self.options, self._place = options, place
-        self._model = load_model(SamModel, options.model, place, "segmenter")
+        self._model = load_model(SamModel, options.model, ("sam",), place, "segmenter")
         self._processor = load_image_processor(options.model, "segmenter")
 
     def segment(self, images: Images, boxes: Sequence[Sequence[Corners]]) -> list[list[np.ndarray]]:
@@ -56,7 +56,8 @@ class Sam(Segmenter):
         """Per image bool [boxes, H, W]."""
         inputs = self._processor(images=images, return_tensors="pt")
         pixels = self._place.move({"pixel_values": inputs["pixel_values"]})["pixel_values"]
-        embeddings = self._model.get_image_embeddings(pixels)
+        with self._place.autocast():  # boxes are decoded in float32
+            embeddings = self._model.get_image_embeddings(pixels).float()
         sizes, inner = inputs["original_sizes"].tolist(), inputs["reshaped_input_sizes"].tolist()
         results = []
         for i, own in enumerate(boxes):

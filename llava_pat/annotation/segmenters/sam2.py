@@ -21,6 +21,9 @@ from llava_pat.annotation.segmenters.decode import decode_boxes
 from llava_pat.annotation.stages import Corners, Images, Segmenter
 from llava_pat.types import DataError
 
+_TYPES = ("sam2", "sam2_video")
+"""Those on the hub are for videos; what they have beyond an image model is left."""
+
 
 @dataclass(frozen=True)
 class Sam2Options:
@@ -41,7 +44,7 @@ class Sam2(Segmenter):
 
     def __init__(self, options: Sam2Options, place: Placement) -> None:
         self.options, self._place = options, place
-        self._model = load_model(Sam2Model, options.model, place, "segmenter")
+        self._model = load_model(Sam2Model, options.model, _TYPES, place, "segmenter")
         self._resize = SquarePixels.from_pretrained(options.model)
 
     def segment(self, images: Images, boxes: Sequence[Sequence[Corners]]) -> list[list[np.ndarray]]:
@@ -61,7 +64,8 @@ class Sam2(Segmenter):
     def _run(self, images: list, boxes: list[Sequence[Corners]]) -> list[np.ndarray]:
         """Per image bool [boxes, H, W]."""
         pixels = torch.stack([self._resize(image, self._place.device) for image in images])
-        levels = self._model.get_image_embeddings(pixels.to(self._place.torch_dtype))
+        with self._place.autocast():  # boxes are decoded in float32
+            levels = [level.float() for level in self._model.get_image_embeddings(pixels)]
         results = []
         for i, (own, (height, width)) in enumerate(zip(boxes, heights_and_widths(images), strict=True)):
             scale = torch.tensor([self._resize.width / width, self._resize.height / height] * 2)  # x, y, x, y

@@ -47,7 +47,7 @@ class ClipTagger(Tagger):
     def __init__(self, options: ClipOptions, place: Placement) -> None:
         self.options, self._place = options, place
         self.labels = read_vocabulary(options.vocabulary)
-        self._model = load_model(CLIPModel, options.model, place, "tagger")
+        self._model = load_model(CLIPModel, options.model, ("clip",), place, "tagger")
         self._processor = load_image_processor(options.model, "tagger")
         tokenizer = load_part(AutoTokenizer, options.model, "tagger")
         self._texts = torch.cat(
@@ -61,7 +61,8 @@ class ClipTagger(Tagger):
     def probabilities(self, images: Images) -> Tensor:
         """float32 [I, V] on the CPU: softmax over the vocabulary."""
         inputs = self._place.move(self._processor(images=list(images), return_tensors="pt"))
-        features = self._model.get_image_features(**inputs).pooler_output.float()
+        with self._place.autocast():
+            features = self._model.get_image_features(**inputs).pooler_output.float()
         cosines = torch.nn.functional.normalize(features, dim=-1) @ self._texts.T
         return (cosines * self._model.logit_scale.float().exp()).softmax(-1).cpu()
 
@@ -80,7 +81,8 @@ class ClipTagger(Tagger):
     def _embed_texts(self, tokenizer, labels: Sequence[str]) -> Tensor:
         prompts = [self.options.template.format(label) for label in labels]
         inputs = tokenizer(prompts, padding=True, truncation=True, max_length=self._text_length(), return_tensors="pt")
-        features = self._model.get_text_features(**self._place.move(inputs)).pooler_output.float()
+        with self._place.autocast():
+            features = self._model.get_text_features(**self._place.move(inputs)).pooler_output.float()
         return torch.nn.functional.normalize(features, dim=-1)
 
     def _text_length(self) -> int:
