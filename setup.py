@@ -51,8 +51,8 @@ setup(
         "lmms": ["torch==2.13.0", "torchvision==0.28.0", "lmms-eval==0.7.3", "decord"],
         "report": ["contourpy", "matplotlib"],
         "eval": ["pycocoevalcap", "openpyxl", "pyarrow"],
-        # regions files as Parquet
-        "annotation": ["pyarrow"],
+        # regions files as Parquet; OWLv2 resizes with scipy
+        "annotation": ["pyarrow", "scipy"],
         "dev": ["pytest>=8", "ruff", "matplotlib", "mistral-common", "scikit-learn", "scipy", "tensorboard", "wandb"],
     },
     classifiers=[
