@@ -87,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="online: only words, switches and report; training computes the labels itself (default: %(default)s)",
     )  # fmt: skip
     add("--patch_words_args", type=_mapping, default={}, help="switches as JSON; a switch's own flag goes before it")
-    add("--regions_path", help="regions file (JSONL) of these images: the report then says how often labels are right")
+    add("--regions_path", help="regions file of these images: the report then says how often labels are right")
     add("--model_name_or_path", help="language model: words that its tokenizer has no tokens for are reported")
     add("--word_list", metavar="FILE", help="word list (JSON) to take; default: made from the captions")
     add("--extra_words", metavar="FILE", help="words to add to the captions', one a line")

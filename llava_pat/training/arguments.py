@@ -73,7 +73,7 @@ class DataArguments:
         0.01, "With missing skip or blank: stop when more images are missing; below 1 a share, from 1 on a number."
     )
     regions_path: str | None = option(
-        None, "Regions file (JSONL) of the training images; docs/index.md has the format."
+        None, "Regions of the training images: JSONL, Parquet, or a folder of them; docs/formats.md has the format."
     )
     patch_words_path: str | None = option(
         None, "Folder of patch labels (bash scripts/label_patches.sh makes it), for objectives that learn from them."

@@ -171,7 +171,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--stage", type=int, choices=(1, 2), default=1, help="whose defaults hold (default: %(default)s)")
     add("--data_path", metavar="FILE", help="LLaVA JSON or JSONL")
     add("--image_folder", metavar="FOLDER", help="what image names are relative to")
-    add("--regions_path", metavar="FILE", help="regions file (JSONL) of these images")
+    add("--regions_path", metavar="FILE", help="regions of these images: JSONL, Parquet, or a folder of them")
     add("--model_name_or_path", help="language model: its tokenizer measures lengths and labels")
     add("--vision_tower", help="vision tower, for the grid of patches; without: --image_size and --patch_size")
     add("--image_size", type=int, default=336, help="side of the tower's images, in pixels (default: %(default)s)")
