@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from llava_pat.annotation.pretrained import Placement
+from llava_pat.annotation.stages import Corners, Images
 
 
 def decode_boxes(
@@ -35,3 +36,22 @@ def decode_boxes(
         chosen = logits[torch.arange(len(best), device=logits.device), best].unsqueeze(1)
         masks.append(upsample(chosen)[:, 0].cpu())
     return torch.cat(masks).numpy()
+
+
+def segment_in_batches(
+    run: Callable[[list, list[Sequence[Corners]]], list[np.ndarray]],
+    images: Images,
+    boxes: Sequence[Sequence[Corners]],
+    size: int,
+) -> list[list[np.ndarray]]:
+    """Masks by image, bool [H, W] each; images without a box are not run.
+
+    run: at most `size` images and their boxes -> per image bool [boxes, H, W].
+    """
+    results: list[list[np.ndarray]] = [[] for _ in images]
+    asked = [place for place, own in enumerate(boxes) if own]
+    for start in range(0, len(asked), size):
+        part = asked[start : start + size]
+        for place, masks in zip(part, run([images[i] for i in part], [boxes[i] for i in part]), strict=True):
+            results[place] = list(masks)
+    return results

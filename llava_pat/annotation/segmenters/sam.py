@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import SamModel
 
 from llava_pat.annotation.pretrained import Placement, load_image_processor, load_model
-from llava_pat.annotation.segmenters.decode import decode_boxes
+from llava_pat.annotation.segmenters.decode import decode_boxes, segment_in_batches
 from llava_pat.annotation.stages import Corners, Images, Segmenter
 
 
@@ -39,13 +39,7 @@ class Sam(Segmenter):
         self._processor = load_image_processor(options.model, "segmenter")
 
     def segment(self, images: Images, boxes: Sequence[Sequence[Corners]]) -> list[list[np.ndarray]]:
-        results: list[list[np.ndarray]] = [[] for _ in images]
-        asked = [place for place, own in enumerate(boxes) if own]
-        for start in range(0, len(asked), self.options.batch_size):
-            part = asked[start : start + self.options.batch_size]
-            for place, masks in zip(part, self._run([images[i] for i in part], [boxes[i] for i in part]), strict=True):
-                results[place] = list(masks)
-        return results
+        return segment_in_batches(self._run, images, boxes, self.options.batch_size)
 
     @property
     def version(self) -> str:

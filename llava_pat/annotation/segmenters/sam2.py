@@ -17,7 +17,7 @@ from transformers import Sam2Model
 from transformers.image_processing_utils import BaseImageProcessor
 
 from llava_pat.annotation.pretrained import Placement, heights_and_widths, load_model
-from llava_pat.annotation.segmenters.decode import decode_boxes
+from llava_pat.annotation.segmenters.decode import decode_boxes, segment_in_batches
 from llava_pat.annotation.stages import Corners, Images, Segmenter
 from llava_pat.types import DataError
 
@@ -48,13 +48,7 @@ class Sam2(Segmenter):
         self._resize = SquarePixels.from_pretrained(options.model)
 
     def segment(self, images: Images, boxes: Sequence[Sequence[Corners]]) -> list[list[np.ndarray]]:
-        results: list[list[np.ndarray]] = [[] for _ in images]
-        asked = [place for place, own in enumerate(boxes) if own]
-        for start in range(0, len(asked), self.options.batch_size):
-            part = asked[start : start + self.options.batch_size]
-            for place, masks in zip(part, self._run([images[i] for i in part], [boxes[i] for i in part]), strict=True):
-                results[place] = list(masks)
-        return results
+        return segment_in_batches(self._run, images, boxes, self.options.batch_size)
 
     @property
     def version(self) -> str:
