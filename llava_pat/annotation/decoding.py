@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from llava_pat.data.images import open_image, unreadable
+from llava_pat.data.images import TOO_LARGE, UNREADABLE, open_image, unreadable
 from llava_pat.types import DataError
 
 BOMB_PIXELS = 89_478_485
@@ -21,25 +21,17 @@ BOMB_PIXELS = 89_478_485
 
 
 def decode_image(path: Path, where: str, max_pixels: int = BOMB_PIXELS) -> Image.Image:
-    """RGB without metadata. DataError for a missing or broken file; TooLarge for more than max_pixels pixels.
+    """RGB without metadata. DataError, with a kind of data/images.py, for a file that is missing, broken or too large.
 
     Pillow itself refuses twice BOMB_PIXELS while it reads the header; nothing is decoded before the size is known.
     """
-    try:
-        opened = open_image(path, where)
-    except DataError as error:
-        if isinstance(error.__cause__, Image.DecompressionBombError):
-            raise TooLarge(str(error)) from error
-        raise
-    with opened as image:
+    with open_image(path, where) as image:
         if image.width * image.height > max_pixels:
-            raise TooLarge(f"{where}: image {path} is {image.width} x {image.height}, more than {max_pixels:,} pixels")
+            raise DataError(
+                f"{where}: image {path} is {image.width} x {image.height}, more than {max_pixels:,} pixels", TOO_LARGE
+            )
         try:
             pixels = np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:  # PIL decodes late; a broken PNG is a SyntaxError
+        except UNREADABLE as error:  # PIL decodes late
             raise unreadable(path, where, error) from error
     return Image.fromarray(pixels)
-
-
-class TooLarge(DataError):
-    """An image of more pixels than are wanted."""

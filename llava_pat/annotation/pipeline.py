@@ -19,16 +19,20 @@ from PIL import Image
 from llava_pat import __version__
 from llava_pat.annotation.config import AnnotationConfig
 from llava_pat.annotation.converters.base import LeftOut
-from llava_pat.annotation.decoding import TooLarge, decode_image
+from llava_pat.annotation.decoding import decode_image
 from llava_pat.annotation.selection import finish_regions, select_boxes
 from llava_pat.annotation.stages import Detection, Detections, Detector, Images, Segmenter, Tagger
-from llava_pat.data.records import resolve_image
+from llava_pat.data.images import BROKEN, MISSING, TOO_LARGE
+from llava_pat.data.records import LEAVES_FOLDER, resolve_image
 from llava_pat.types import DataError, Record
 
-OUT_OF_FOLDER = "its name leads out of the image folder"
-MISSING = "no such image file"
-TOO_LARGE = "more than max_pixels pixels"
-UNREADABLE = "not an image that can be read"
+REASONS = {
+    LEAVES_FOLDER: "its name leads out of the image folder",
+    MISSING: "no such image file",
+    TOO_LARGE: "more than max_pixels pixels",
+    BROKEN: "not an image that can be read",
+}
+"""By the kind of DataError."""
 NO_LABEL = "the tagger gave no label"
 NOT_FOUND = "the detector found none of its labels"
 NO_REGION = "no region is left"
@@ -125,16 +129,9 @@ class Annotator:
         """Decoded as training sees it, or why not."""
         try:
             path = resolve_image(self.image_folder, item.image)
-        except DataError as error:
-            return LeftOut("images", OUT_OF_FOLDER, str(error))
-        if not path.is_file():
-            return LeftOut("images", MISSING, f"{item.where}: {path}")
-        try:
             return decode_image(path, item.where, self.config.max_pixels)
-        except TooLarge as error:
-            return LeftOut("images", TOO_LARGE, str(error))
         except DataError as error:
-            return LeftOut("images", UNREADABLE, str(error))
+            return LeftOut("images", REASONS[error.kind], str(error))
 
     def annotate_images(self, items: Sequence[Item], images: Images) -> list[Annotated]:
         """As annotate_batch, for images that are open: an engine may decode in other processes."""

@@ -21,7 +21,7 @@ from llava_pat.data.record_file import read_objects
 from llava_pat.types import IMAGE_TOKEN, DataError, Record, Turn
 
 ROLES = ("human", "gpt")
-_LEAVES = "path_leaves_folder"
+LEAVES_FOLDER = "path_leaves_folder"
 
 
 OnBad = Literal["error", "skip"]
@@ -116,16 +116,20 @@ def resolve_image(image_folder: str | Path, name: str) -> Path:
     folder = Path(image_folder)
     if not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
         raise DataError(
-            f"image {name!r}: names must be relative to the image folder {folder} and stay inside it", _LEAVES
+            f"image {name!r}: names must be relative to the image folder {folder} and stay inside it", LEAVES_FOLDER
         )
     path = with_other_extension(folder / name)
     root = folder.resolve()
     try:
         target = path.resolve()
     except RuntimeError as error:  # before Python 3.13
-        raise DataError(f"image {name!r}: is a link that leads to itself; copy the image there", _LEAVES) from error
+        raise DataError(
+            f"image {name!r}: is a link that leads to itself; copy the image there", LEAVES_FOLDER
+        ) from error
     if not target.is_relative_to(root):
-        raise DataError(f"image {name!r}: leads out of the image folder {root} to {target}; copy it inside", _LEAVES)
+        raise DataError(
+            f"image {name!r}: leads out of the image folder {root} to {target}; copy it inside", LEAVES_FOLDER
+        )
     return path
 
 

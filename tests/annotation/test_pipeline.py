@@ -17,8 +17,8 @@ from llava_pat.annotation.pipeline import Annotator, Item, find_items
 from llava_pat.annotation.regions_file import RegionsWriter
 from llava_pat.annotation.stages import Detection, Detections, Detector, Segmenter
 from llava_pat.data.geometry import CenterCrop
-from llava_pat.data.images import open_image
-from llava_pat.data.records import load_records
+from llava_pat.data.images import BROKEN, MISSING, TOO_LARGE, open_image
+from llava_pat.data.records import LEAVES_FOLDER, load_records
 from llava_pat.data.regions import build_patch_regions, load_regions, to_mask
 from tests.annotation import tiny_models
 
@@ -155,11 +155,12 @@ def test_images_that_cannot_be_annotated_have_a_reason(tmp_path: Path) -> None:
         item("../outside.png"), item("nowhere.png"), item("cut.png"), item("text.jpg"), item("bomb.png"),
         item("large.png"), item("a.png"), item("a.png", "two of them"), item("a.png", "a green dog"),
     ]  # fmt: skip
+    why = pipeline.REASONS
     answers = list(by_colour(folder, batch_size=4, max_pixels=80_000).annotate(items))
     assert [answer.item for answer in answers] == items, "one answer each, in order"
     assert [None if a.reason is None else a.reason.reason for a in answers] == [
-        pipeline.OUT_OF_FOLDER, pipeline.MISSING, pipeline.UNREADABLE, pipeline.UNREADABLE, pipeline.TOO_LARGE,
-        pipeline.TOO_LARGE, None, pipeline.NO_LABEL, pipeline.NOT_FOUND,
+        why[LEAVES_FOLDER], why[MISSING], why[BROKEN], why[BROKEN], why[TOO_LARGE],
+        why[TOO_LARGE], None, pipeline.NO_LABEL, pipeline.NOT_FOUND,
     ]  # fmt: skip
     assert all((answer.line is None) == (answer.reason is not None) for answer in answers)
     assert "green dog" in answers[-1].reason.where and "records.json: a.png" in answers[-1].reason.where

@@ -150,6 +150,18 @@ def test_published_results_name_no_machine(folder):
     assert read_json(folder / "results" / "test" / SHARED)["git"] == {"commits": ["a" * 40], "changed": False}
 
 
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ({"scenes": 7, "whole": True}, "7 scenes"),
+        ({"scenes": 7, "whole": False}, "the first 7 scenes"),
+        ({"scenes": None, "whole": True}, "stage 1 alone"),
+    ],
+)
+def test_how_many_scenes_is_said(counts, words):
+    assert report.scenes(counts) == words
+
+
 def test_the_order_of_overrides_means_nothing():
     one, other = ["stage2.a=1", "stage2.b=2"], ["stage2.b=2", "stage1.alignment_weight=2", "stage2.a=1"]
     results = Results([result("none", 0, 0.5, one), result("good", 0, 0.6, other)])
