@@ -1,5 +1,9 @@
 """Images with captions -> lines of a regions file, by tagger, detector and segmenter. No files are written here.
 
+    open_item  (items.py)   an image file -> pixels                     any processor
+    Annotator.infer         pixels, captions -> boxes with masks        where the models are
+    finish                  masks -> a line of the regions file         any processor
+
 An image that cannot be annotated gets no line, and a reason: LeftOut(unit "images"). What a stage left out of an image
 that has a line is counted as well.
 """
@@ -19,38 +23,20 @@ from PIL import Image
 from llava_pat import __version__
 from llava_pat.annotation.config import AnnotationConfig
 from llava_pat.annotation.converters.base import LeftOut
-from llava_pat.annotation.decoding import decode_image
-from llava_pat.annotation.selection import finish_regions, select_boxes
+from llava_pat.annotation.items import Item, open_item
+from llava_pat.annotation.selection import SelectionOptions, finish_regions, select_boxes
 from llava_pat.annotation.stages import Detection, Detections, Detector, Images, Segmenter, Tagger
-from llava_pat.data.images import BROKEN, MISSING, TOO_LARGE
-from llava_pat.data.records import LEAVES_FOLDER, resolve_image
-from llava_pat.types import DataError, Record
+from llava_pat.types import DataError
 
-REASONS = {
-    LEAVES_FOLDER: "its name leads out of the image folder",
-    MISSING: "no such image file",
-    TOO_LARGE: "more than max_pixels pixels",
-    BROKEN: "not an image that can be read",
-}
-"""By the kind of DataError."""
 NO_LABEL = "the tagger gave no label"
 NOT_FOUND = "the detector found none of its labels"
 NO_REGION = "no region is left"
+FAILED = "a model failed on it"
 TOO_MANY_LABELS = "labels beyond max_labels"
 NOT_ASKED = "detections of a label that was not asked for"
 
-
-@dataclass(frozen=True)
-class Item:
-    """One image of the training data."""
-
-    id: str
-    image: str
-    """As records spell it."""
-    caption: str
-    """Everything the records say about it, a line a turn."""
-    where: str
-    """File, record and id, for errors."""
+_FAILURES = 16
+"""Images in a row on which a model fails, before it is the model's fault and not theirs."""
 
 
 @dataclass(frozen=True)
@@ -66,33 +52,33 @@ class Annotated:
     """Reason -> how many labels, boxes or regions of this image."""
 
 
-def find_items(records: Iterable[Record]) -> list[Item]:
-    """Every image of the records once, in the order of their first mention, with all that its records answer."""
-    items: dict[str, Item] = {}
-    for record in records:
-        said = "\n".join(turn.value for turn in record.turns if turn.role == "gpt")
-        for name in dict.fromkeys(record.images):
-            first = items.get(name)
-            if first is None:
-                items[name] = Item(record.id, name, said, record.where)
-            else:
-                items[name] = replace(first, caption=f"{first.caption}\n{said}")
-    return list(items.values())
+@dataclass(frozen=True, eq=False)
+class Masked:
+    """An image that the models are done with."""
+
+    item: Item
+    height: int
+    width: int
+    labels: list[str]
+    """That were asked for."""
+    any_found: bool
+    """Whether the detector found one of them, before selection."""
+    detections: list[Detection]
+    left_out: Counter[str]
 
 
 class Annotator:
-    """The three stages with their rules; `annotate` may be called from anywhere, in any order of images."""
+    """The three stages with their rules; images in any order."""
 
     def __init__(
         self,
         config: AnnotationConfig,
-        image_folder: str | Path,
         tagger: Tagger | None = None,
         detector: Detector | None = None,
         segmenter: Segmenter | None = None,
     ) -> None:
         """Stages that are not given are built from the config: models are loaded here."""
-        self.config, self.image_folder = config, Path(image_folder)
+        self.config = config
         self.rules = config.labels.build()
         self.tagger = config.build_tagger() if tagger is None else tagger
         self.detector = config.build_detector() if detector is None else detector
@@ -105,38 +91,49 @@ class Annotator:
             "detector": self.detector.version,
             "segmenter": self.segmenter.version,
         }
+        self._failures = 0
 
-    def annotate(self, items: Iterable[Item]) -> Iterator[Annotated]:
-        """One answer an item, in their order, batch_size images at a time."""
-        stream = iter(items)
-        while batch := list(islice(stream, self.config.batch_size)):
-            yield from self.annotate_batch(batch)
+    def annotate(self, items: Iterable[Item], image_folder: str | Path) -> Iterator[Annotated]:
+        """One answer an item, in their order, batch_size images at a time; nothing runs beside the models."""
+        stream, config = iter(items), self.config
+        while batch := list(islice(stream, config.batch_size)):
+            opened = [open_item(item, Path(image_folder), config.max_pixels) for item in batch]
+            for one in self.infer(batch, opened):
+                yield finish(one, config.selection, self.tools)
 
-    def annotate_batch(self, items: Sequence[Item]) -> list[Annotated]:
-        """One answer an item, in their order; all images are in memory at once."""
-        opened = [self.open(item) for item in items]
-        answers: list[Annotated | None] = [
-            Annotated(item, None, image) if isinstance(image, LeftOut) else None
-            for item, image in zip(items, opened, strict=True)
-        ]
-        places = [place for place, answer in enumerate(answers) if answer is None]
-        done = self.annotate_images([items[place] for place in places], [opened[place] for place in places])
-        for place, answer in zip(places, done, strict=True):
-            answers[place] = answer
-        return answers
+    def infer(self, items: Sequence[Item], opened: Sequence[Image.Image | LeftOut]) -> list[Masked | Annotated]:
+        """One answer an item, in their order: Annotated for an image that has no pixels, or on which a model fails.
 
-    def open(self, item: Item) -> Image.Image | LeftOut:
-        """Decoded as training sees it, or why not."""
+        A batch on which a model fails (out of memory, an image that it cannot take) is done again image by image.
+        DataError when it fails on 16 images in a row.
+        """
+        answers: dict[int, Masked | Annotated] = {
+            place: Annotated(item, None, image)
+            for place, (item, image) in enumerate(zip(items, opened, strict=True))
+            if isinstance(image, LeftOut)
+        }
+        places = [place for place in range(len(items)) if place not in answers]
+        if places:
+            done = self._infer([items[place] for place in places], [opened[place] for place in places])
+            answers |= dict(zip(places, done, strict=True))
+        return [answers[place] for place in range(len(items))]
+
+    def _infer(self, items: Sequence[Item], images: Images) -> Sequence[Masked | Annotated]:
         try:
-            path = resolve_image(self.image_folder, item.image)
-            return decode_image(path, item.where, self.config.max_pixels)
-        except DataError as error:
-            return LeftOut("images", REASONS[error.kind], str(error))
+            done = self._run_stages(items, images)
+        except Exception as error:  # any model's any fault: counted, listed, and in the end raised
+            if len(items) > 1:
+                return [self._infer([item], [image])[0] for item, image in zip(items, images, strict=True)]
+            self._failures += 1
+            (item,) = items
+            said = f"{item.where}: {type(error).__name__}: {error}"
+            if self._failures == _FAILURES:
+                raise DataError(f"a model failed on {_FAILURES} images in a row; the last of them: {said}") from error
+            return [Annotated(item, None, LeftOut("images", FAILED, said))]
+        self._failures = 0
+        return done
 
-    def annotate_images(self, items: Sequence[Item], images: Images) -> list[Annotated]:
-        """As annotate_batch, for images that are open: an engine may decode in other processes."""
-        if not items:
-            return []
+    def _run_stages(self, items: Sequence[Item], images: Images) -> list[Masked]:
         left: list[Counter[str]] = [Counter() for _ in items]
         labels = self._tag(items, images, left)
         found = self._detect(images, labels, left)
@@ -147,7 +144,7 @@ class Annotator:
             chosen.append(kept)
         masked = self._segment(images, chosen)
         return [
-            self._line(item, image, own_labels, own_found, kept, counts)
+            Masked(item, image.height, image.width, own_labels, bool(own_found.found), kept, counts)
             for item, image, own_labels, own_found, kept, counts in zip(
                 items, images, labels, found, masked, left, strict=True
             )
@@ -183,20 +180,17 @@ class Annotator:
             results.append([replace(one, mask=next(waiting)) if one.mask is None else one for one in own])
         return results
 
-    def _line(
-        self,
-        item: Item,
-        image: Image.Image,
-        labels: list[str],
-        found: Detections,
-        kept: list[Detection],
-        counts: Counter[str],
-    ) -> Annotated:
-        regions, dropped = finish_regions(kept, image.height, image.width, self.config.selection)
-        counts.update(dropped)
-        if not regions:
-            reason = NO_LABEL if not labels else NOT_FOUND if not found.found else NO_REGION
-            where = f"{item.where} (labels: {', '.join(labels) or 'none'}; left out: {dict(counts) or 'none'})"
-            return Annotated(item, None, LeftOut("images", reason, where), counts)
-        line = {"id": item.id, "image": item.image, "width": image.width, "height": image.height, "regions": regions}
-        return Annotated(item, line | {"source": "annotation", "tools": self.tools}, None, counts)
+
+def finish(one: Masked | Annotated, options: SelectionOptions, tools: dict[str, str]) -> Annotated:
+    """The line of an image: masks become run-length codes. tools: the Annotator's."""
+    if isinstance(one, Annotated):
+        return one
+    item, counts = one.item, one.left_out.copy()
+    regions, dropped = finish_regions(one.detections, one.height, one.width, options)
+    counts.update(dropped)
+    if not regions:
+        reason = NO_LABEL if not one.labels else NOT_FOUND if not one.any_found else NO_REGION
+        where = f"{item.where} (labels: {', '.join(one.labels) or 'none'}; left out: {dict(counts) or 'none'})"
+        return Annotated(item, None, LeftOut("images", reason, where), counts)
+    line = {"id": item.id, "image": item.image, "width": one.width, "height": one.height, "regions": regions}
+    return Annotated(item, line | {"source": "annotation", "tools": tools}, None, counts)

@@ -13,7 +13,8 @@ from PIL import Image
 
 from llava_pat.annotation import pipeline, selection
 from llava_pat.annotation.config import AnnotationConfig, parse_config
-from llava_pat.annotation.pipeline import Annotator, Item, find_items
+from llava_pat.annotation.items import REASONS, Item, find_items
+from llava_pat.annotation.pipeline import Annotator
 from llava_pat.annotation.regions_file import RegionsWriter
 from llava_pat.annotation.stages import Detection, Detections, Detector, Segmenter
 from llava_pat.data.geometry import CenterCrop
@@ -86,15 +87,15 @@ def item(name: str, caption: str = "a red circle and two blue squares") -> Item:
     return Item(name, name, caption, f"records.json: {name}")
 
 
-def by_colour(folder: Path, **settings) -> Annotator:
+def by_colour(**settings) -> Annotator:
     config = parse_config({"tagger": {"kind": "caption", "engine": "rules"}, "segmenter": "boxes"} | settings)
-    return Annotator(config, folder, detector=ByColour(), segmenter=Inside())
+    return Annotator(config, detector=ByColour(), segmenter=Inside())
 
 
 def test_regions_are_exact(tmp_path: Path) -> None:
     image, masks = scene()
     image.save(tmp_path / "a.png")
-    (answer,) = by_colour(tmp_path).annotate([item("a.png")])
+    (answer,) = by_colour().annotate([item("a.png")], tmp_path)
     line = answer.line
     assert (line["id"], line["image"], line["width"], line["height"]) == ("a.png", "a.png", 96, 64)
     assert [region["label"] for region in line["regions"]] == ["red circle", "blue square"]
@@ -115,7 +116,7 @@ def test_a_turned_image_has_its_regions_where_training_has_its_pixels(
     exif[0x0112] = orientation
     image, masks = scene()
     image.save(tmp_path / "a.png", exif=exif)
-    (answer,) = by_colour(tmp_path).annotate([item("a.png")])
+    (answer,) = by_colour().annotate([item("a.png")], tmp_path)
     assert (answer.line["width"], answer.line["height"]) == (96, 64), "as it is stored"
     (tmp_path / "regions.jsonl").write_text(json.dumps(answer.line))
     entry = load_regions(tmp_path / "regions.jsonl")["a.png"]
@@ -134,7 +135,7 @@ def test_every_kind_of_image(tmp_path: Path) -> None:
     names["deep.png"] = Image.fromarray(np.full((64, 96), 65535, np.uint16))
     for name, picture in names.items():
         picture.save(tmp_path / name)
-    answers = {a.item.image: a for a in by_colour(tmp_path, batch_size=4).annotate([item(name) for name in names])}
+    answers = {a.item.image: a for a in by_colour(batch_size=4).annotate([item(name) for name in names], tmp_path)}
     for name in ("rgb.png", "alpha.png", "palette.png", "cmyk.tif"):
         regions = answers[name].line["regions"]
         assert [region["area"] for region in regions] == [masks["red circle"].sum(), masks["blue square"].sum()], name
@@ -155,8 +156,8 @@ def test_images_that_cannot_be_annotated_have_a_reason(tmp_path: Path) -> None:
         item("../outside.png"), item("nowhere.png"), item("cut.png"), item("text.jpg"), item("bomb.png"),
         item("large.png"), item("a.png"), item("a.png", "two of them"), item("a.png", "a green dog"),
     ]  # fmt: skip
-    why = pipeline.REASONS
-    answers = list(by_colour(folder, batch_size=4, max_pixels=80_000).annotate(items))
+    why = REASONS
+    answers = list(by_colour(batch_size=4, max_pixels=80_000).annotate(items, folder))
     assert [answer.item for answer in answers] == items, "one answer each, in order"
     assert [None if a.reason is None else a.reason.reason for a in answers] == [
         why[LEAVES_FOLDER], why[MISSING], why[BROKEN], why[BROKEN], why[TOO_LARGE],
@@ -187,8 +188,8 @@ def annotate_given(folder: Path, found: list[Detection], caption: str, masks: li
             return [[None] * len(own) for own in boxes] if masks is None else [masks]
 
     scene()[0].save(folder / "a.png")
-    annotator = Annotator(parse_config(settings), folder, detector=Given(found), segmenter=Masks())
-    (answer,) = annotator.annotate([item("a.png", caption)])
+    annotator = Annotator(parse_config(settings), detector=Given(found), segmenter=Masks())
+    (answer,) = annotator.annotate([item("a.png", caption)], folder)
     return answer
 
 
@@ -269,7 +270,7 @@ def test_tiny_models_annotate(detector: str, segmenter: str, tmp_path: Path, tok
     config = parse_config(
         {"detector": chosen, "segmenter": masks, "batch_size": 3, "selection": {"bad_mask": "box", "min_area": 4}}
     )
-    answers = list(Annotator(config, images).annotate(items))
+    answers = list(Annotator(config).annotate(items, images))
     assert len(answers) == 4 and any(answer.line for answer in answers)
     with RegionsWriter(tmp_path / "regions.jsonl") as writer:
         for answer in answers:
