@@ -85,7 +85,7 @@ class AnnotationConfig:
         if self.batch_size < 1 or self.max_pixels < 1:
             raise DataError(f"annotation: batch_size {self.batch_size}, max_pixels {self.max_pixels}: both at least 1")
         _ = self.placement.torch_dtype
-        for stage, registry in _REGISTRIES.items():
+        for stage, registry in STAGES.items():
             find_options(stage, getattr(self, stage), registry)
 
     @property
@@ -102,7 +102,7 @@ class AnnotationConfig:
         return _build("segmenter", self.segmenter, self.placement)
 
 
-_REGISTRIES: Mapping[str, Mapping[str, type]] = {
+STAGES: Mapping[str, Mapping[str, type]] = {
     "tagger": TAGGERS,
     "detector": DETECTORS,
     "segmenter": SEGMENTERS,
@@ -111,14 +111,22 @@ _REGISTRIES: Mapping[str, Mapping[str, type]] = {
 
 def load_config(path: str | Path) -> AnnotationConfig:
     """A YAML file -> config. DataError names the file and the key that is wrong."""
+    settings = read_settings(path)
+    try:
+        return parse_config(settings)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """What a YAML file says, not yet checked; an empty one says nothing."""
     try:
         raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DataError(f"{path}: cannot be read as YAML: {error}") from error
-    try:
-        return parse_config({} if raw is None else raw)
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
+    if not isinstance(raw, Mapping | None):
+        raise DataError(f"{path}: annotation settings are a mapping, not a {type(raw).__name__}")
+    return dict(raw or {})
 
 
 def parse_config(raw: Any) -> AnnotationConfig:
@@ -126,10 +134,10 @@ def parse_config(raw: Any) -> AnnotationConfig:
     if not isinstance(raw, Mapping):
         raise DataError(f"annotation settings are a mapping, not a {type(raw).__name__}")
     values = dict(raw)
-    for stage in _REGISTRIES.keys() & values.keys():
+    for stage in STAGES.keys() & values.keys():
         chosen = {"kind": values[stage]} if isinstance(values[stage], str) else values[stage]
         if not isinstance(chosen, Mapping) or not isinstance(chosen.get("kind"), str):
-            raise DataError(f"{stage}: lacks a kind, one of {sorted(_REGISTRIES[stage])} or a dotted path")
+            raise DataError(f"{stage}: lacks a kind, one of {sorted(STAGES[stage])} or a dotted path")
         values[stage] = StageChoice(chosen["kind"], {key: chosen[key] for key in chosen if key != "kind"})
     for part, kind in (("selection", SelectionOptions), ("labels", LabelOptions)):
         if part in values:
@@ -140,7 +148,7 @@ def parse_config(raw: Any) -> AnnotationConfig:
 def dump_config(config: AnnotationConfig) -> dict[str, Any]:
     """The mapping that parse_config reads, every default written out."""
     content = asdict(config)
-    for stage, registry in _REGISTRIES.items():
+    for stage, registry in STAGES.items():
         choice = getattr(config, stage)
         content[stage] = {"kind": choice.kind} | asdict(find_options(stage, choice, registry))
     return content
@@ -183,5 +191,5 @@ def build_options(what: str, kind: type, values: Any) -> Any:
 
 
 def _build(stage: str, choice: StageChoice, place: Placement) -> Any:
-    registry = _REGISTRIES[stage]
+    registry = STAGES[stage]
     return find_kind(stage, choice.kind, registry)(find_options(stage, choice, registry), place)

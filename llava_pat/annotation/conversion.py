@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -15,26 +14,9 @@ from llava_pat.annotation.labels import clean_label
 from llava_pat.annotation.masks import area_of, box_of, clip_box, pixels_of
 from llava_pat.annotation.regions_file import region_entry
 from llava_pat.annotation.stored_size import is_sideways, stored_size
+from llava_pat.annotation.tally import Tally
 from llava_pat.data.records import resolve_image
 from llava_pat.types import DataError
-
-
-@dataclass
-class Tally:
-    """What became of a data set."""
-
-    images: int = 0
-    labels: Counter[str] = field(default_factory=Counter)
-    """Regions by label."""
-    left_out: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """(unit, reason) -> how many."""
-    first: dict[tuple[str, str], str] = field(default_factory=dict)
-    """(unit, reason) -> the first of them."""
-
-    def leave_out(self, left: LeftOut) -> None:
-        key = (left.unit, left.reason)
-        self.left_out[key] += 1
-        self.first.setdefault(key, left.where)
 
 
 @dataclass(frozen=True)

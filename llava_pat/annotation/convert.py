@@ -14,15 +14,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from llava_pat.annotation.conversion import Conversion, Tally
+from llava_pat.annotation.conversion import Conversion
 from llava_pat.annotation.converters import CONVERTERS
 from llava_pat.annotation.converters.base import Converter
 from llava_pat.annotation.regions_file import RegionsWriter
+from llava_pat.annotation.tally import Tally, render_tally
 from llava_pat.data.records import load_records
 from llava_pat.types import DataError
 
-_SHOWN_LABELS = 5
-_SHOWN_WHERE = 160  # characters
 _COMMON = (
     "command", "annotations", "image_folder", "out", "records", "prefix", "min_area", "max_regions", "shard_size",
     "overwrite",
@@ -41,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
-    print(render_table(tally, options.command, options.out))
+    print(render_tally(tally, options.command, options.out, options.out))
     return 0
 
 
@@ -123,24 +122,6 @@ def _add_flags(parser: argparse.ArgumentParser, kind: type[Converter]) -> None:
     kind.add_options(parser.add_argument_group(f"of {kind.title}"))
 
 
-def render_table(tally: Tally, name: str, out: Path) -> str:
-    """What was converted and what was left out, by reason, with the first of each."""
-    regions = sum(tally.labels.values())
-    common = ", ".join(f"{label} {count:,}" for label, count in tally.labels.most_common(_SHOWN_LABELS))
-    rows = [
-        ("images", f"{tally.images:,}", ""),
-        ("regions", f"{regions:,}", f"{regions / tally.images:.1f} an image"),
-        ("labels", f"{len(tally.labels):,}", common),
-    ]
-    if tally.left_out:
-        rows.append(("left out", "", ""))
-    for (unit, reason), count in sorted(tally.left_out.items(), key=lambda item: (item[0][0], -item[1])):
-        rows.append((f"  {unit}", f"{count:,}", f"{reason}. First: {_short(tally.first[unit, reason])}"))
-    wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    lines = [f"{first:<{wide[0]}}  {count:>{wide[1]}}  {text}".rstrip() for first, count, text in rows]
-    return "\n".join([f"{name} -> {out}", *lines, f"Stage 1 takes it as --regions_path {out}"])
-
-
 def _image_names(records: Path) -> set[str]:
     names = {name for record in load_records(records, on_bad="skip") for name in record.images}
     if not names:
@@ -155,12 +136,6 @@ def _nothing(tally: Tally, annotations: Path, records: Path | None, names: set[s
     if names is not None and ("images", "not in the records") in tally.left_out:
         text += f"; {records} has names such as {min(names)!r}: give a --prefix that makes them alike"
     return text
-
-
-def _short(where: str) -> str:
-    """Cut in the middle: a path begins it, numbers end it."""
-    half = _SHOWN_WHERE // 2
-    return where if len(where) <= _SHOWN_WHERE else f"{where[: half - 2]} ... {where[3 - half :]}"
 
 
 def _positive(text: str) -> int:

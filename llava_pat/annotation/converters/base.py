@@ -29,7 +29,7 @@ class Found:
 class LeftOut:
     """A region or an image that is not converted."""
 
-    unit: Literal["images", "regions"]
+    unit: Literal["images", "regions", "records"]
     reason: str
     """A few words, the same for all of a kind: they are counted by it."""
     where: str
