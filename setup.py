@@ -53,6 +53,7 @@ setup(
         "eval": ["pycocoevalcap", "openpyxl", "pyarrow"],
         # regions files as Parquet; OWLv2 resizes with scipy
         "annotation": ["pyarrow", "scipy"],
+        "ray": ["ray[data]>=2.40"],
         "dev": ["pytest>=8", "ruff", "matplotlib", "mistral-common", "scikit-learn", "scipy", "tensorboard", "wandb"],
     },
     classifiers=[

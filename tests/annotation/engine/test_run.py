@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from llava_pat.annotation import annotate, pipeline
 from llava_pat.annotation.config import parse_config
@@ -65,8 +67,6 @@ def test_every_image_is_annotated_or_has_a_reason(world, whole: Path) -> None:
 
 
 def test_stage_1_reads_the_folder_and_masks_are_the_pixels(world, whole: Path) -> None:
-    from PIL import Image
-
     found = load_regions(whole / "regions")
     assert len(found) > 20
     for name, entry in found.items():
@@ -205,9 +205,7 @@ def test_bad_records_are_counted(world, tmp_path: Path, capsys) -> None:
     assert run((tmp_path / "records.json", world[1]), tmp_path / "out") == 2
     assert "empty answer" in capsys.readouterr().err
     assert run((tmp_path / "records.json", world[1]), tmp_path / "out", "--bad_records", "skip") == 0
-    assert "records  1  cannot be trained on. First: " in " ".join(capsys.readouterr().out.split(" ")).replace(
-        "    ", "  "
-    )
+    assert re.search(r"records +1  cannot be trained on. First: .*empty answer", capsys.readouterr().out)
     summary = json.loads((tmp_path / "out/summary.json").read_text())
     assert {"records": 1}.items() <= {entry["unit"]: entry["count"] for entry in summary["left_out"]}.items()
 
@@ -219,14 +217,12 @@ def test_no_region_at_all_is_an_error(world, tmp_path: Path, capsys) -> None:
 
 
 def test_an_image_on_which_a_model_fails_is_listed_and_the_others_are_not_lost(world, tmp_path: Path) -> None:
-    from PIL import Image
-
     size = "{}x{}".format(*Image.open(world[1] / "0001.png").size)
     assert run(world, tmp_path / "out", "--set", f"detector.fails_on={size}") == 0
     left = json.loads((tmp_path / "out/left_out/part-00000.json").read_text())["images"]
     failed = {one["image"]: one for one in left if one["reason"] == pipeline.FAILED}
     assert "0001.png" in failed and "RuntimeError: out of memory" in failed["0001.png"]["where"]
-    assert set(load_regions(tmp_path / "out/regions")) >= {"0000.png", "0002.png", "0004.png"} - {"0000.png"}
+    assert {"0002.png", "0004.png"} <= load_regions(tmp_path / "out/regions").keys(), "the others of its batch"
 
 
 def test_a_model_that_always_fails_ends_the_run(world, tmp_path: Path, capsys) -> None:
@@ -245,15 +241,21 @@ def test_batches_never_reach_over_a_shard() -> None:
 
 def test_settings_from_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "my.yaml").write_text("detector: owlv2\nselection: {min_area: 9}\n")
+    (tmp_path / "two.yaml").write_text("batch_size: 2\n")
     config = annotate.build_config(
         tmp_path / "my.yaml", ["detector.threshold=0.3", "segmenter.multimask=true", "batch_size=2"]
     )
     assert config.detector.kind == "owlv2" and config.detector.options == {"threshold": 0.3}
     assert config.segmenter.kind == "sam2" and config.segmenter.options == {"multimask": True}
     assert config.selection.min_area == 9 and config.batch_size == 2
-    for text, said in (("detector", "expected key=value"), ("batch_size.x=1", "unknown"), ("dtype=half", "half")):
-        with pytest.raises(DataError, match="" if text.startswith("batch") else said):
-            annotate.build_config(None, [text])
+    for text, said in (
+        ("detector", "expected key=value"),
+        ("batch_size.x=1", "batch_size is 2, which has no x"),
+        ("dtype=half", "dtype is 'half'"),
+        ("device=[cpu", "no YAML"),
+    ):
+        with pytest.raises(DataError, match=said):
+            annotate.build_config(tmp_path / "two.yaml", [text])
 
 
 def test_ray_deals_out_gpus() -> None:
