@@ -102,14 +102,27 @@ def one_of_a_kind(rows: Sequence[Row]) -> list[Row]:
 
 
 def shorten(names: Sequence[str]) -> list[str]:
-    """Names without the parts (between - and /) that all of them begin with; the last part always stays."""
-    parts = [re.findall(r"[^-/]+[-/]*", name) or [name] for name in names]
-    common = 0
-    while (
-        len(names) > 1 and all(len(p) > common + 1 for p in parts) and len({tuple(p[: common + 1]) for p in parts}) == 1
-    ):
-        common += 1
-    return ["".join(p[common:]) for p in parts]
+    """Names without the parts (between - and /) that all of them begin or end with; one part always stays."""
+    if len(names) < 2:
+        return list(names)
+    parts = [re.findall(r"[^-/]+", name) or [name] for name in names]
+    marks = [re.findall(r"[-/]+", name.lstrip("-/")) for name in names]
+    shortest = min(map(len, parts))
+    front = _common(parts, shortest - 1)
+    back = _common([own[::-1] for own in parts], shortest - 1 - front)
+    kept = [slice(front, len(own) - back) for own in parts]
+    return [
+        "".join(part + mark for part, mark in zip(own[keep], [*its[keep][: len(own[keep]) - 1], ""], strict=True))
+        for own, its, keep in zip(parts, marks, kept, strict=True)
+    ]
+
+
+def _common(parts: Sequence[Sequence[str]], most: int) -> int:
+    """How many first parts are the same in all, at most so many."""
+    count = 0
+    while count < most and len({own[count] for own in parts}) == 1:
+        count += 1
+    return count
 
 
 def _without_seed(title: str) -> str:

@@ -125,8 +125,11 @@ def test_nothing_measured_is_no_figure(plot: plots.Plot) -> None:
 
 
 def test_what_all_names_begin_with_is_left_out() -> None:
-    assert shorten(["llava-pretrain-none-seed0", "llava-pretrain-pat-seed0"]) == ["none-seed0", "pat-seed0"]
+    assert shorten(["llava-pretrain-none-seed0", "llava-pretrain-pat+sea-seed0"]) == ["none", "pat+sea"]
+    assert shorten(["llava-none-seed0", "llava-none-seed1", "llava-pat-s2"]) == ["none-seed0", "none-seed1", "pat-s2"]
     assert shorten(["a-b", "a-b-c"]) == ["b", "b-c"], "a name never becomes empty"
+    assert shorten(["a-x", "a-x-x"]) == ["x", "x-x"]
+    assert shorten(["a--b-c-z", "a--d/e-z"]) == ["b-c", "d/e"], "marks in between stay as they are"
     assert shorten(["only-one"]) == ["only-one"]
     assert shorten(["same", "same"]) == ["same", "same"]
     assert shorten(["folder/x", "folder/y"]) == ["x", "y"]
