@@ -28,6 +28,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from llava_pat.data.geometry import CenterCrop, Geometry
+from llava_pat.data.kept_folder import read_json
 from llava_pat.data.tokenize import encode_words
 from llava_pat.data.word_list import WordList, load_word_list
 from llava_pat.types import DataError
@@ -175,7 +176,7 @@ def read_images(folder: Path) -> list[str]:
     file = folder / IMAGES
     if not file.is_file():
         raise DataError(f"{file}: no such file; {_MAKE_THEM}")
-    names = _read_json(file)
+    names = read_json(file, f"{_MAKE_THEM} again")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(f"{file}: holds no list of names; {_MAKE_THEM} again")
     return names
@@ -186,7 +187,7 @@ def rows_done(folder: Path) -> int:
     file = folder / PROGRESS
     if not file.is_file():
         return 0
-    progress = _read_json(file)
+    progress = read_json(file, f"{_MAKE_THEM} again")
     if not isinstance(progress, dict) or not isinstance(progress.get("rows"), int):
         raise DataError(f"{file}: does not say how many rows are done; {_MAKE_THEM} again")
     return progress["rows"]
@@ -201,13 +202,6 @@ def load_array(file: Path, shape: tuple[int, ...], mapped: bool = False) -> np.n
     if array.shape != shape:
         raise DataError(f"{file}: has shape {array.shape} where {META} says {shape}")
     return array
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # no JSON, or no UTF-8
-        raise DataError(f"{file}: cannot be read ({error}); {_MAKE_THEM} again") from error
 
 
 def storage_type(words: int) -> np.dtype:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from llava_pat.data.geometry import ASPECTS, Geometry
 from llava_pat.data.hashes import file_sha256
+from llava_pat.data.image_batches import Images, in_batches, read_batches
 from llava_pat.data.patch_words import (
     PROGRESS,
     WORD_MEANS,
@@ -39,7 +40,7 @@ from llava_pat.labelling.report import (
     render_table,
     write_report,
 )
-from llava_pat.labelling.source import Images, file_sizes, image_captions, labelling_geometry
+from llava_pat.labelling.source import file_sizes, image_captions, labelling_geometry
 from llava_pat.labelling.store import check_space, open_folder, save_word_means, whole_statistics, write_labels
 from llava_pat.models.fingerprint import text_fingerprint, tower_fingerprint
 from llava_pat.models.patch_labels import LabelSwitches, best_words, word_means
@@ -289,7 +290,11 @@ def _report(
     size, workers = arguments.batch_size, arguments.num_workers
     annotated = load_regions(arguments.regions_path) if arguments.regions_path else {}
     chosen = [names[place] for place in places]
-    means = mean_patches(source.clip, source.images.batches(places, size, workers), source.device, SOURCES)
+
+    def pixels_of_sample() -> Iterator[Tensor]:
+        return read_batches(source.images, in_batches(places, size), workers)
+
+    means = mean_patches(source.clip, pixels_of_sample(), source.device, SOURCES)
     in_list = {word: place for place, word in enumerate(source.words.words)}
 
     def truth(name: str) -> Truth:
@@ -300,7 +305,7 @@ def _report(
 
     def batches() -> Iterator[tuple[Tensor, list[Truth]]]:
         start = 0
-        for pixels in source.images.batches(places, size, workers):
+        for pixels in pixels_of_sample():
             yield pixels, [truth(name) for name in chosen[start : start + len(pixels)]]
             start += len(pixels)
 
@@ -330,6 +335,6 @@ def _labels(
     means = None
     if source.switches.needs_word_means:
         means = torch.from_numpy(load_array(folder / WORD_MEANS, (len(source.vectors),))).to(source.device)
-    for pixels in source.images.batches(rows, arguments.batch_size, arguments.num_workers):
+    for pixels in read_batches(source.images, in_batches(rows, arguments.batch_size), arguments.num_workers):
         patches = source.clip.patches(pixels.to(source.device), source.switches.source)
         yield best_words(patches, source.vectors, source.switches, means)

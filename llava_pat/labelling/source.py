@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-
 from llava_pat.data.geometry import CenterCrop, Geometry, geometry_for
-from llava_pat.data.images import open_image, unreadable
 from llava_pat.data.records import load_records, resolve_image
 from llava_pat.data.word_list import captions
 from llava_pat.models.loading import load_image_processor, tower_config, tower_image_size
@@ -30,59 +25,6 @@ def image_captions(data_path: str | Path) -> dict[str, list[str]]:
     if not found:
         raise DataError(f"{data_path}: none of its {len(records)} records has an image, so there is nothing to label")
     return found
-
-
-class Images(Dataset):
-    """Pixels [3, S, S] by place in `names`."""
-
-    def __init__(self, names: Sequence[str], folder: str | Path, geometry: Geometry) -> None:
-        self.names, self.folder, self.geometry = names, Path(folder), geometry
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> Tensor:
-        name = self.names[index]
-        path = resolve_image(self.folder, name)
-        with open_image(path, f"image {name!r}") as image:
-            try:
-                return self.geometry.pixels(image)
-            except (OSError, SyntaxError) as error:  # PIL decodes late, and reports a broken PNG as a SyntaxError
-                raise unreadable(path, f"image {name!r}", error) from error
-
-    def batches(self, places: Iterable[int], size: int, workers: int) -> Iterator[Tensor]:
-        """Pixels [I, 3, S, S] of these places, `size` at a time, read by `workers` processes."""
-        batches = DataLoader(
-            _ErrorsAsValues(self),
-            size,
-            sampler=list(places),
-            num_workers=workers,
-            collate_fn=_stack,
-            generator=torch.Generator().manual_seed(0),
-        )
-        for batch in batches:
-            if isinstance(batch, DataError):
-                raise batch
-            yield batch
-
-
-class _ErrorsAsValues(Dataset):
-    """Images whose errors are returned: raised in a worker, they come back as that worker's traceback."""
-
-    def __init__(self, images: Images) -> None:
-        self.images = images
-
-    def __getitem__(self, index: int) -> Tensor | DataError:
-        try:
-            return self.images[index]
-        except DataError as error:
-            return error
-
-
-def _stack(images: Sequence[Tensor | DataError]) -> Tensor | DataError:
-    """A batch, or the first error in it."""
-    errors = [image for image in images if isinstance(image, DataError)]
-    return errors[0] if errors else torch.stack(list(images))
 
 
 def file_sizes(names: Sequence[str], folder: str | Path) -> list[int]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from llava_pat.data.kept_folder import differences, free_bytes, write_json
 from llava_pat.data.patch_words import (
     IMAGE_BYTES,
     IMAGES,
@@ -47,10 +45,8 @@ def open_folder(folder: Path, meta: FolderMeta, words: WordList, images: Sequenc
     DataError when it holds labels of something else (what differs is named), or files that are no labels.
     """
     if (folder / META).is_file():
-        old, new = _flat(load_meta(folder)), _flat(meta)
-        differ = [key for key in new | old if old.get(key) != new.get(key)]
-        if differ:
-            shown = "; ".join(f"{key}: {_short(old.get(key))} there, {_short(new.get(key))} now" for key in differ)
+        shown = differences(_flat(load_meta(folder)), _flat(meta))
+        if shown:
             raise DataError(f"{folder} holds other labels ({shown}). Delete it, or choose another folder")
         if read_images(folder) != list(images):
             raise DataError(f"{folder} holds labels of other images than now. Delete it, or choose another folder")
@@ -61,7 +57,7 @@ def open_folder(folder: Path, meta: FolderMeta, words: WordList, images: Sequenc
         raise DataError(f"{folder} is not empty and holds no labels; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     words.save(folder / WORD_LIST)
-    (folder / IMAGES).write_text(json.dumps(list(images), ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(folder / IMAGES, list(images))
     meta.save(folder)  # last: from here on the folder is these labels'
     return False
 
@@ -73,18 +69,11 @@ def _flat(meta: FolderMeta) -> dict[str, object]:
     return {key: value for key, value in values.items() if key not in ("tower", "data_path")} | switches
 
 
-def _short(value: object) -> str:
-    return value[:12] if isinstance(value, str) and len(value) == 64 else repr(value)
-
-
 def check_space(folder: Path, images: int, meta: FolderMeta) -> int:
     """Bytes that the two files take. DataError when the disk has less left."""
     kind = storage_type(meta.words)
     needed = images * meta.patches * meta.switches["n"] * (kind.itemsize + np.dtype(np.float16).itemsize)
-    here = folder
-    while not here.is_dir():
-        here = here.parent
-    free = shutil.disk_usage(here).free
+    free = free_bytes(folder)
     # mapped files are sparse: what is there already may not be on the disk yet
     there = sum((folder / name).stat().st_blocks * 512 for name in (WORDS, SCORES) if (folder / name).is_file())
     if free + there < needed:
@@ -134,9 +123,7 @@ def write_labels(
 
 
 def _remember(folder: Path, rows: int) -> None:
-    aside = folder / f".{PROGRESS}.{os.getpid()}"
-    aside.write_text(json.dumps({"rows": rows}) + "\n")
-    os.replace(aside, folder / PROGRESS)
+    write_json(folder / PROGRESS, {"rows": rows})
 
 
 def save_word_means(folder: Path, means: Tensor) -> None:

@@ -310,9 +310,9 @@ def test_a_folder_of_something_else(corpus, tmp_path, capsys):
 
 
 def test_a_full_disk(corpus, tmp_path, capsys, monkeypatch):
-    from llava_pat.labelling import store
+    from llava_pat.data import kept_folder
 
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 100))
+    monkeypatch.setattr(kept_folder.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 100))
     assert main(corpus.argv(tmp_path / "labels")) == 2
     assert "labels take 0.0 GB (7 images x 16 patches x 10 words) and the disk has 0.0 GB" in capsys.readouterr().err
     assert not (tmp_path / "labels").exists()
