@@ -43,6 +43,7 @@ class Collator:
     Gives: input_ids int64 [B, T] (IMAGE_TOKEN_INDEX at every image patch, `pad_token_id` behind the text), labels
     int64 [B, T] (IGNORE_INDEX on images and padding), attention_mask bool [B, T], pixel_values float32 [I, 3, S, S]
     (I may be 0), image_sequence int64 [I] (which of the B), sample_index int64 [B] (place in the data set).
+    When the data set has a feature cache, vision_features [I, N, Dv] in the place of pixel_values.
     When the data set has regions, also region_coverage float32 [R, N], region_image int64 [R] (which of the I),
     region_label_ids int64 [R, L] (padded with 0) and region_label_mask bool [R, L]; R may be 0, L is at least 1.
     When the data set has patch words, also what WordTokens.batch gives; `word_tokens` are those of their list.
@@ -74,14 +75,13 @@ class Collator:
             input_ids[row, : len(ids)] = torch.tensor(ids)
             labels[row, : len(ids)] = torch.tensor(targets)
             attention_mask[row, : len(ids)] = True
-        pixels = [image for sample in samples for image in sample["pixel_values"]]
         batch = {
             "input_ids": input_ids,
             "labels": labels,
             "attention_mask": attention_mask,
-            "pixel_values": torch.stack(pixels) if pixels else self._no_pixels(samples),
+            **self._images(samples),
             "image_sequence": torch.tensor(
-                [row for row, sample in enumerate(samples) for _ in sample["pixel_values"]], dtype=torch.int64
+                [row for row, sample in enumerate(samples) for _ in _images_of(sample)], dtype=torch.int64
             ),
             "sample_index": torch.tensor([sample["index"] for sample in samples], dtype=torch.int64),
         }
@@ -91,9 +91,12 @@ class Collator:
             batch |= self._patch_words(samples)
         return batch
 
-    def _no_pixels(self, samples: Sequence[Mapping[str, Any]]) -> Tensor:
+    def _images(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        if "vision_features" in samples[0]:
+            return {"vision_features": torch.cat([sample["vision_features"] for sample in samples])}
+        pixels = [image for sample in samples for image in sample["pixel_values"]]
         size = samples[0]["image_size"]
-        return torch.zeros(0, 3, size, size)
+        return {"pixel_values": torch.stack(pixels) if pixels else torch.zeros(0, 3, size, size)}
 
     def _regions(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         coverage: list[Tensor] = [torch.zeros(0, self.num_patches)]
@@ -101,7 +104,7 @@ class Collator:
         labels: list[list[int]] = []
         image = 0
         for sample in samples:
-            regions = sample["regions"] if sample["regions"] is not None else [None] * len(sample["pixel_values"])
+            regions = sample["regions"] if sample["regions"] is not None else [None] * len(_images_of(sample))
             for entry in regions:
                 if entry is not None:
                     rows, label_ids = entry
@@ -140,6 +143,10 @@ class Collator:
                 torch.zeros(0, self.num_patches, 1, dtype=torch.int64), torch.zeros(0, self.num_patches, 1)
             )
         return self.word_tokens.batch(*(torch.stack(tensors) for tensors in zip(*images, strict=True)))
+
+
+def _images_of(sample: Mapping[str, Any]) -> Sequence[Tensor]:
+    return sample["vision_features" if "vision_features" in sample else "pixel_values"]
 
 
 def patch_regions(batch: Mapping[str, Tensor]) -> PatchRegions | None:

@@ -8,11 +8,13 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from llava_pat.data.check import CheckReport, check_dataset, compare_sizes
+from llava_pat.data.feature_store import FeatureStore
 from llava_pat.data.geometry import Geometry
 from llava_pat.data.images import UNREADABLE, open_image, unreadable
 from llava_pat.data.patch_words import PatchWordsFolder
@@ -41,6 +43,7 @@ class LlavaDataset(Dataset):
                       without annotations; None altogether when the data set has no regions file
         patch_words   [(words int64 [576, n], scores float32 [576, n])]   one per image: ids of the label folder's word
                       list, -1 where there is no candidate; None altogether when the data set has no label folder
+        vision_features  float32 [1, 576, 1024], in the place of pixel_values where the data set has a feature cache
         id, index     "004539375", its place in the data set;     image_size   336, so that an empty batch has a shape
 
     An image in `blank` is of the mean colour, without regions and without words of patches. Raises DataError, naming
@@ -69,6 +72,8 @@ class LlavaDataset(Dataset):
         self.model_max_length = model_max_length
         self.patch_words = patch_words
         self.blank: frozenset[str] = frozenset()  # images that are missing: an empty one takes their place
+        self.features: FeatureStore | None = None
+        self.features_dtype = torch.float32
 
     def __len__(self) -> int:
         return len(self.records)
@@ -76,14 +81,20 @@ class LlavaDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self.records[index]
         encoded = self.encode(record)
-        images = [self._pixels(record, name) for name in record.images]
+        sizes: list[tuple[int, int] | None] = [None] * len(record.images)
+        if self.features is None:
+            images = [self._pixels(record, name) for name in record.images]
+            sizes = [size for _, size in images]
+            seen = {"pixel_values": [pixels for pixels, _ in images]}
+        else:  # no image is opened
+            seen = {"vision_features": self.features.features(record.images, self.features_dtype, record.where)}
         return {
             "input_ids": encoded.input_ids,
             "labels": encoded.labels,
-            "pixel_values": [pixels for pixels, _ in images],
+            **seen,
             "regions": None
             if self.regions is None
-            else [self._regions(record, name, size) for name, (_, size) in zip(record.images, images, strict=True)],
+            else [self._regions(record, name, size) for name, size in zip(record.images, sizes, strict=True)],
             "patch_words": None
             if self.patch_words is None
             else [self._patch_words(record, name) for name in record.images],
@@ -124,6 +135,16 @@ class LlavaDataset(Dataset):
         )
         return dataset
 
+    def with_features(self, store: FeatureStore, dtype: torch.dtype) -> LlavaDataset:
+        """The data set with a frozen tower's features, as `dtype`, in the place of pixels: no image is opened."""
+        dataset = copy.copy(self)
+        dataset.features, dataset.features_dtype = store, dtype
+        return dataset
+
+    def image_names(self) -> list[str]:
+        """Different images that the records name, in their order."""
+        return list(dict.fromkeys(name for record in self.records for name in record.images))
+
     def lengths(self, num_patches: int) -> list[int]:
         """About how many positions each record takes, for grouping by length. Cheap, so that every rank can ask.
 
@@ -152,10 +173,12 @@ class LlavaDataset(Dataset):
     def _regions(
         self, record: Record, name: str, size: tuple[int, int] | None
     ) -> tuple[Tensor, list[list[int]]] | None:
+        """size: of the image, (height, width); None where it was not opened: then `check` has compared it."""
         annotated = self.regions.get(name)
-        if annotated is None or size is None:
+        if annotated is None or name in self.blank:
             return None
-        compare_sizes(record, annotated, size)
+        if size is not None:
+            compare_sizes(record, annotated, size)
         coverage, label_ids, _ = build_patch_regions(annotated, self.geometry, self.patch_size, self.tokenizer)
         return coverage, label_ids
 

@@ -85,6 +85,11 @@ class VisionTower(nn.Module):
     # ---- sizes
 
     @property
+    def layers_name(self) -> str:
+        """Where the layers are in `model`: their names begin with it, a dot and a number."""
+        return self._layers
+
+    @property
     def layers(self) -> nn.ModuleList | nn.Sequential:
         """The transformer layers that are there (`drop_layers_above` takes some away)."""
         return self.model.get_submodule(self._layers)

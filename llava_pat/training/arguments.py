@@ -91,6 +91,17 @@ class DataArguments:
         "Switches of the labels, a mapping or JSON: n, sign, centring, source ... What label_patches.sh makes, and "
         "what the folder must then have been made with.",
     )
+    feature_cache: str | None = option(
+        None,
+        "Folder for the features of the frozen vision tower: filled before training where they are missing, read by "
+        "every run with the same tower, image geometry and images, which then opens no image in training. Refused for "
+        "another tower, geometry or images (docs/performance.md).",
+    )
+    feature_cache_dtype: Literal["bfloat16", "float16", "float32", "int8"] = option(
+        "bfloat16",
+        "How feature_cache stores them; int8 has one scale a patch. The error against the tower's own features is "
+        "printed and in metrics.json.",
+    )
     eval_data_path: str | None = option(None, "Held-out LLaVA JSON or JSONL: caption loss before, during and after.")
     eval_image_folder: str | None = option(None, "Image folder of the held-out records. Default: image_folder.")
     eval_regions_path: str | None = option(None, "Regions file of the held-out images: alignment before and after.")

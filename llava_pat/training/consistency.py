@@ -168,6 +168,11 @@ def check(arguments: PretrainArguments | FinetuneArguments) -> None:
     if not 0 <= alignment.alignment_weight < float("inf"):
         raise ConfigError(f"--alignment_weight {alignment.alignment_weight}: expected a finite number >= 0")
     _check_objective(data, alignment)
+    if data.feature_cache is not None and data.patch_words == "online" and data.patch_words_path is not None:
+        raise ConfigError(
+            "--feature_cache with --patch_words online: labels are computed from pixels, which are not read then; take "
+            "them from files (--patch_words file), or leave --feature_cache out"
+        )
     if not 0 <= data.max_bad_records <= 1:
         raise ConfigError(f"--max_bad_records {data.max_bad_records}: expected a share, 0 to 1")
     if not 0 <= data.max_missing < float("inf"):
@@ -209,6 +214,11 @@ def check_finetune(arguments: FinetuneArguments) -> None:
         )
     if model.freeze_backbone and model.freeze_mm_mlp_adapter and not model.unfreeze_mm_vision_tower:
         raise ConfigError("--freeze_backbone True and --freeze_mm_mlp_adapter True: nothing is left to train")
+    if model.unfreeze_mm_vision_tower and arguments.data.feature_cache is not None:
+        raise ConfigError(
+            "--feature_cache with --unfreeze_mm_vision_tower True: a tower that trains gives other features every "
+            "step; leave one of the two out"
+        )
     if model.mm_vision_tower_layers is not None:
         if not model.unfreeze_mm_vision_tower:
             raise ConfigError("--mm_vision_tower_layers needs --unfreeze_mm_vision_tower True")

@@ -6,14 +6,13 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch.distributed as dist
-
 from llava_pat.data.check import CheckReport
 from llava_pat.data.check.findings import KINDS
 from llava_pat.data.dataset import LlavaDataset
 from llava_pat.training.arguments import DataArguments
 from llava_pat.training.flags import ConfigError
 from llava_pat.training.parts import Parts
+from llava_pat.training.ranks import from_first
 from llava_pat.types import DataError
 
 _SHOWN = 3
@@ -57,11 +56,7 @@ def _check(name: str, dataset: LlavaDataset, parts: Parts, data: DataArguments, 
             raise DataError(f"{error}; or go on without it: --missing skip, or blank", error.kind) from error
         print(f"{name} data: {report}", flush=True)
         decided = report.left_out, report.blank, report.manifest, list(over_caps(name, report, data))
-    if dist.is_available() and dist.is_initialized():
-        shared = [decided]
-        dist.broadcast_object_list(shared)
-        decided = shared[0]
-    left_out, blank, manifest, problems = decided
+    left_out, blank, manifest, problems = from_first(decided)
     if problems:
         raise ConfigError("\n".join(problems))
     return dataset.without(left_out, blank) if left_out or blank else dataset, manifest

@@ -20,6 +20,7 @@ from llava_pat.analysis.vocabulary import Vocabulary, vocabulary_of
 from llava_pat.data.collate import patch_regions
 from llava_pat.data.words import Words, words_for
 from llava_pat.models.vlm import VisionLanguageModel
+from llava_pat.training.task import vision_features
 from llava_pat.types import ImageRegions
 
 LABELLED_COVERAGE = 0.25
@@ -115,7 +116,7 @@ class Probe:
 
 def _look(model: VisionLanguageModel, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """features [I, N, Dv], patches [I, N, D], and the caption loss as (sum, count)."""
-    features = model.encode_images(batch["pixel_values"])
+    features = vision_features(model, batch)
     patches = model.project(features)
     hidden = model.forward_hidden(batch["input_ids"], batch["attention_mask"], patches)
     return features, patches, *model.caption_loss_sum(hidden, batch["labels"])

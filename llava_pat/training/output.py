@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import sys
 import tempfile
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 import yaml
 
+from llava_pat.data.kept_folder import write_json
 from llava_pat.models.checkpoint import PROJECTOR_BIN
 from llava_pat.training.arguments import PretrainArguments
 from llava_pat.training.checkpoints import last_checkpoint
@@ -35,7 +35,7 @@ _FREE = {
 }  # fmt: skip
 
 # Settings that came after runs had been written, and what those runs did: they stay resumable.
-_SINCE = {"missing": "error", "max_missing": 0.01}
+_SINCE = {"missing": "error", "max_missing": 0.01, "feature_cache_dtype": "bfloat16"}
 
 
 def claim(arguments: PretrainArguments | FinetuneArguments, folder: Path) -> str | None:
@@ -76,7 +76,7 @@ def finished(folder: Path) -> dict[str, Any] | None:
 
 def remember_initial(folder: Path, measured: Mapping[str, float]) -> None:
     """Keep the measures at initialisation for a resumed run, which no longer has that projector."""
-    _write_json(folder / INITIAL, measured)
+    write_json(folder / INITIAL, measured, indent=2)
 
 
 def recall_initial(folder: Path) -> dict[str, float] | None:
@@ -85,7 +85,7 @@ def recall_initial(folder: Path) -> dict[str, float] | None:
 
 
 def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
-    _write_json(folder / METRICS, metrics)
+    write_json(folder / METRICS, metrics, indent=2)
 
 
 def peak_memory_bytes() -> int:
@@ -94,9 +94,3 @@ def peak_memory_bytes() -> int:
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(aside, path)

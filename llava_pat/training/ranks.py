@@ -1,13 +1,16 @@
-"""Ranks: how they meet on a CPU under DeepSpeed, and that each draws for itself."""
+"""Ranks: how they meet on a CPU under DeepSpeed, tell each other, wait, and that each draws for itself."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from transformers import TrainerCallback
+
+T = TypeVar("T")
 
 
 def join_ranks(values: Mapping[str, Any]) -> None:
@@ -22,6 +25,21 @@ def join_ranks(values: Mapping[str, Any]) -> None:
 
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed(dist_backend="gloo")
+
+
+def from_first(value: T) -> T:
+    """The first rank's value, on every rank."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
+    shared = [value]
+    dist.broadcast_object_list(shared)
+    return shared[0]
+
+
+def wait_for_all() -> None:
+    """Until every rank is here."""
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
 
 
 class DrawApart(TrainerCallback):

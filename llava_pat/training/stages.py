@@ -21,6 +21,7 @@ from llava_pat.models.llava_names import check_output_name, evaluation_command
 from llava_pat.training import output
 from llava_pat.training.arguments import PretrainArguments, parse_pretrain
 from llava_pat.training.data_check import check_data
+from llava_pat.training.feature_cache import with_feature_cache
 from llava_pat.training.finetune_arguments import FinetuneArguments, parse_finetune
 from llava_pat.training.flags import ConfigError
 from llava_pat.training.measure import Probe
@@ -84,6 +85,9 @@ def _run(arguments: Arguments) -> dict[str, Any]:
             if isinstance(arguments, FinetuneArguments):
                 rehearse(weights, parts.tokenizer, folder)
             write_config(arguments, folder / output.CONFIG)  # last: from here on the folder is this run's
+    features: dict[str, Any] = {}
+    if arguments.data.feature_cache is not None:
+        parts, features = with_feature_cache(parts, arguments, main)
 
     trainer = build_trainer(
         arguments,
@@ -103,7 +107,7 @@ def _run(arguments: Arguments) -> dict[str, Any]:
     trainer.save_model()
     trainer.save_state()
     metrics = summary(arguments, trainer.state.global_step, checkpoint, seconds, trainer.initial, after)
-    metrics["data_manifest"] = checked.manifest
+    metrics |= {"data_manifest": checked.manifest, **features}
     if main:
         output.write_metrics(folder, metrics)
         _say(main, f"\n{table(metrics)}\nwritten to {folder}")

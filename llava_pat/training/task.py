@@ -76,7 +76,7 @@ class AlignedTraining(nn.Module):
         """
         if ask is not None:
             return ask(self.model)
-        features = self.model.encode_images(batch["pixel_values"])
+        features = vision_features(self.model, batch)
         patch_embeds = self.model.project(features)
         # Here and not at the loss: an objective may stumble over such patches with words about something else.
         if not torch.isfinite(patch_embeds.detach().sum(dtype=torch.float32)):
@@ -130,6 +130,11 @@ class AlignedTraining(nn.Module):
             step=step,
             total_steps=total_steps,
         )
+
+
+def vision_features(model: VisionLanguageModel, batch: Mapping[str, Tensor]) -> Tensor:
+    """[I, N, Dv]: the batch's own where the run has a feature cache, else the tower's."""
+    return batch["vision_features"] if "vision_features" in batch else model.encode_images(batch["pixel_values"])
 
 
 def _share(aligned: AlignmentLoss, name: str, divisors: Divisors | None) -> Tensor:

@@ -52,6 +52,22 @@ def test_text_only_batch_has_an_empty_pixel_tensor():
     assert batch["image_sequence"].shape == (0,) and batch["image_sequence"].dtype == torch.int64
 
 
+def test_features_in_the_place_of_pixels():
+    """Of two images, none and one; regions count images alike."""
+
+    def cached(index, images, regions):
+        made = sample(index, [IMG] * images + [3], [X] * images + [3], images, regions)
+        del made["pixel_values"]
+        return made | {"vision_features": torch.full((images, 2, 5), float(index), dtype=torch.bfloat16)}
+
+    annotated = region([[4]])
+    batch = Collator(2, 0, 99)([cached(0, 2, [None, annotated]), cached(1, 0, []), cached(2, 1, [None])])
+    assert "pixel_values" not in batch and batch["vision_features"].dtype == torch.bfloat16
+    assert batch["vision_features"][:, 0, 0].tolist() == [0, 0, 2]
+    assert batch["image_sequence"].tolist() == [0, 0, 2] and batch["region_image"].tolist() == [1]
+    assert Collator(2, 0, 99)([cached(1, 0, None)])["vision_features"].shape == (0, 2, 5)
+
+
 def test_regions_of_a_mixed_batch():
     """Images 0-2 of the batch: one region, unannotated, two regions; a text-only sample in between."""
     first, third = region([[4]]), region([[5, 6], [7]])

@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionModel
 
-from llava_pat.models.fingerprint import text_fingerprint, tower_fingerprint
+from llava_pat.models.fingerprint import text_fingerprint, tower_fingerprint, used_tower_fingerprint
+from llava_pat.models.loading import load_vision_tower
 from tests.models.clip_folder import write_clip
-from tests.models.tower_folders import write_tower
+from tests.models.tower_folders import write_open_clip_tower, write_tower
 
 
 @pytest.fixture
@@ -60,3 +61,32 @@ def test_settings_count(folder):
 def test_other_towers_have_one(tmp_path):
     """A run may train on DINOv2 with a CLIP's labels."""
     assert len(tower_fingerprint(str(write_tower("dinov2", tmp_path)))) == 64
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip", "dinov2 with swiglu", "dinov2 with registers", "open_clip"])
+def test_what_is_used_of_a_tower_counts(kind, tmp_path):
+    """Three layers, two of them used; whole, or with the third dropped."""
+    if kind == "open_clip":
+        pytest.importorskip("open_clip")
+        folder = write_open_clip_tower(tmp_path / "tower")
+    else:
+        folder = write_tower(kind, tmp_path / "tower")
+    whole, cut = (load_vision_tower(folder, torch.float32, "sdpa") for _ in range(2))
+    cut.drop_layers_above(-2)
+    before = used_tower_fingerprint(whole, -2)
+    assert used_tower_fingerprint(cut, -2) == used_tower_fingerprint(cut, 2) == before
+    assert len({used_tower_fingerprint(whole, layer) for layer in range(4)}) == 4
+    with torch.no_grad():
+        next(whole.layers[2].parameters()).view(-1)[0] += 0.5
+        assert used_tower_fingerprint(whole, -2) == before
+        for part in (whole.layers[1], whole.layers[0], whole):
+            now = used_tower_fingerprint(whole, -2)
+            next(part.parameters()).view(-1)[0] += 0.5
+            assert used_tower_fingerprint(whole, -2) != now
+
+
+def test_settings_of_a_tower_in_memory_count(folder):
+    tower = load_vision_tower(folder, torch.float32, "sdpa")
+    before = used_tower_fingerprint(tower, -2)
+    tower.model.config.hidden_act = "gelu"
+    assert used_tower_fingerprint(tower, -2) != before

@@ -177,6 +177,15 @@ def test_lora_under_zero3_is_one_process(world, single_lora: Path, tmp_path: Pat
     assert_same_run(out, single_lora)
 
 
+def test_zero3_fills_and_reads_a_feature_cache(world, single_lora: Path, tmp_path: Path) -> None:
+    """The tower's shards are gathered for it; in training its weights are not asked for."""
+    out = tmp_path / "llava-lora"
+    cache = {"feature_cache": tmp_path / "cache", "feature_cache_dtype": "float32"}
+    two_processes(world, out, **LORA, **plan("zero3"), **cache)
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 2
+    assert_same_run(out, single_lora)
+
+
 def test_lora_under_zero2_goes_on_to_the_bit(world, zero2_lora: Path, tmp_path: Path) -> None:
     assert_equal_run(resumed(world, zero2_lora, tmp_path / "llava-lora", **LORA, **plan("zero2")), zero2_lora)
 
