@@ -21,6 +21,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from llava_pat.models.checkpointing import disable_gradient_checkpointing, enable_gradient_checkpointing
 from llava_pat.models.loading import load_image_processor, load_language_model, load_vision_tower
 from llava_pat.models.logits import LogitTransform
+from llava_pat.models.padding_free import EndToEnd, Padded, prepare
 from llava_pat.models.projectors import build_projector
 from llava_pat.models.towers import VisionTower
 from llava_pat.types import IGNORE_INDEX, IMAGE_TOKEN_INDEX
@@ -38,6 +39,7 @@ class VisionLanguageModel(nn.Module):
     select_layer: index into the tower's hidden states as LLaVA counts (0 = embeddings, -2 = before the last layer).
     select_feature: "patch" drops the class token, "cls_patch" keeps it in front (LLaVA's names).
     adapter: the PeftModel around `llm`, once there is one (adapters.py).
+    padding_free: whether the language model sees a batch without its padding; see `remove_padding`.
     The tower is frozen from birth; `set_trainable` says what trains. A part without any trainable parameter stays in
     eval mode, also under `.train()`.
     """
@@ -58,6 +60,7 @@ class VisionLanguageModel(nn.Module):
         self.tower, self.projector, self.llm = tower, projector, llm
         self.select_layer, self.select_feature = select_layer, select_feature
         self.adapter = None
+        self.padding_free = False
         self._logit_transform = LogitTransform.of(llm.config)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -193,23 +196,37 @@ class VisionLanguageModel(nn.Module):
     def forward_hidden(self, input_ids: Tensor, attention_mask: Tensor, patch_embeds: Tensor) -> Tensor:
         """input_ids, attention_mask [B, T], patch_embeds [I, N, D] -> last hidden states [B, T, D].
 
-        After the final norm. Padding must be on the right. Errors as in `embed_sequence`.
+        After the final norm; without meaning on padding, which must be on the right. Errors as in `embed_sequence`.
         """
-        embeds = self.embed_sequence(input_ids, patch_embeds)
-        decoder = self.llm.get_decoder()
-        return decoder(inputs_embeds=embeds, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        layout = self._layout(attention_mask)
+        embeds = self.embed_sequence(layout.arrange(input_ids), patch_embeds)
+        output = self.llm.get_decoder()(inputs_embeds=embeds, use_cache=False, **layout.arguments())
+        return layout.restore(output.last_hidden_state)
 
     def forward_layers(self, input_ids: Tensor, attention_mask: Tensor, patch_embeds: Tensor) -> tuple[Tensor, ...]:
         """As `forward_hidden`, of every layer: the input embeddings, then what each layer gives, [B, T, D] each.
 
         The last is after the final norm. Costs the memory of all of them; meant for looking, not for training.
         """
-        embeds = self.embed_sequence(input_ids, patch_embeds)
+        layout = self._layout(attention_mask)
+        embeds = self.embed_sequence(layout.arrange(input_ids), patch_embeds)
         decoder = self.llm.get_decoder()
-        output = decoder(
-            inputs_embeds=embeds, attention_mask=attention_mask, use_cache=False, output_hidden_states=True
-        )
-        return output.hidden_states
+        output = decoder(inputs_embeds=embeds, use_cache=False, output_hidden_states=True, **layout.arguments())
+        return tuple(layout.restore(hidden) for hidden in output.hidden_states)
+
+    def remove_padding(self) -> None:
+        """From here on sequences run end to end in one row (padding_free.py); the numbers stay, to rounding.
+
+        DataError for a language model that cannot keep them apart.
+        """
+        implementation = prepare(self.llm)
+        self.padding_free = True
+        logger.info("sequences run end to end without padding, kept apart by %s attention", implementation)
+
+    def _layout(self, attention_mask: Tensor) -> Padded | EndToEnd:
+        if self.padding_free:
+            return EndToEnd.of(attention_mask, self.llm.config._attn_implementation)
+        return Padded(attention_mask)
 
     def supervised_logits(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """hidden [B, T, D], labels [B, T] -> (logits [S, V] fp32, targets [S] int64), S positions in row-major order.

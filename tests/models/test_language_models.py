@@ -4,49 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    Cohere2Config,
-    CohereConfig,
-    Gemma2Config,
-    Gemma3TextConfig,
-    GemmaConfig,
-    GraniteConfig,
-    LlamaConfig,
-    MistralConfig,
-    Phi3Config,
-    PhiConfig,
-    Qwen2Config,
-    Qwen3Config,
-)
+from transformers import AutoModelForCausalLM
 
 from llava_pat.models.loading import load_language_model
 from llava_pat.models.logits import LogitTransform
-from llava_pat.models.projectors import build_projector
-from llava_pat.models.towers import VisionTower
-from llava_pat.models.vlm import VisionLanguageModel
+from tests.models.families import FAMILIES, model_of
 
-SIZES = {
-    "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50,
-    "max_position_embeddings": 64, "initializer_range": 0.4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
-GROUPED = SIZES | {"num_key_value_heads": 1}
-FAMILIES = {
-    "llama": LlamaConfig(**GROUPED),
-    "mistral": MistralConfig(**GROUPED, sliding_window=4),
-    "qwen2": Qwen2Config(**GROUPED),
-    "qwen3": Qwen3Config(**GROUPED, head_dim=12),
-    "gemma": GemmaConfig(**GROUPED, head_dim=12),
-    "gemma2": Gemma2Config(**GROUPED, head_dim=12, sliding_window=4, final_logit_softcapping=3.0),
-    "gemma3": Gemma3TextConfig(**GROUPED, head_dim=12, sliding_window=4),
-    "phi": PhiConfig(**SIZES),
-    "phi3": Phi3Config(**GROUPED),
-    "cohere": CohereConfig(**GROUPED, logit_scale=0.25),
-    "cohere2": Cohere2Config(**GROUPED, logit_scale=0.25, sliding_window=4),
-    "granite": GraniteConfig(**GROUPED, logits_scaling=8.0, embedding_multiplier=3.0),
-}  # fmt: skip
 TRANSFORMED = {"gemma2": {"cap": 3.0}, "cohere": {"factor": 0.25}, "cohere2": {"factor": 0.25}}
 TRANSFORMED["granite"] = {"divisor": 8.0}
 
@@ -55,18 +18,9 @@ LABELS = torch.tensor([[-100] * 6 + [6, 7, 8], [-100, -100, 10, 11, 12] + [-100]
 MASK = IDS != 0
 
 
-def model_of(name):
-    torch.manual_seed(0)
-    llm = AutoModelForCausalLM.from_config(FAMILIES[name])
-    vision = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14
-    )
-    return VisionLanguageModel(VisionTower(CLIPVisionModel(vision)), build_projector("linear", 16, 24), llm).eval()
-
-
 @pytest.mark.parametrize("name", FAMILIES)
 def test_loss_is_the_familys_own(name):
-    model = model_of(name)
+    model = model_of(FAMILIES[name])
     patches = model.project(model.encode_images(torch.randn(1, 3, 28, 28)))
     embeds = model.embed_sequence(IDS, patches)
     with torch.no_grad():
@@ -99,7 +53,7 @@ def test_loading(name, tmp_path, caplog):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_words_enter_the_model_as_embed_words_gives_them(name):
     """Patches take the place of words, so they must be what the model takes words for (Gemma scales its embeddings)."""
-    model = model_of(name)
+    model = model_of(FAMILIES[name])
     ids = torch.tensor([[1, 5, 6, 7]])
     with torch.no_grad():
         by_ids = model.llm(input_ids=ids).logits
@@ -110,7 +64,7 @@ def test_words_enter_the_model_as_embed_words_gives_them(name):
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2", "phi3"])
 def test_gradient_checkpointing_of_a_language_model_that_trains(name):
     """Same gradients, in every weight; a text-only batch too."""
-    model = model_of(name)
+    model = model_of(FAMILIES[name])
     model.set_trainable(llm=True)
     model.train()
     for images in (1, 0):
@@ -135,7 +89,7 @@ def test_gradient_checkpointing_of_a_language_model_that_trains(name):
 def test_lora_trains_on_text_alone_under_gradient_checkpointing(projector):
     """Frozen embeddings: nothing that enters the first layer needs a gradient once the projector is frozen too."""
     peft = pytest.importorskip("peft")
-    model = model_of("llama")
+    model = model_of(FAMILIES["llama"])
     model.set_trainable(llm=False, projector=projector)
     targets = ["q_proj", "down_proj"]
     config = peft.LoraConfig(r=2, target_modules=targets, task_type="CAUSAL_LM", init_lora_weights=False)
