@@ -177,6 +177,11 @@ class TrainingArguments(transformers.TrainingArguments):
     model_max_length: int = option(
         2048, f"Positions of a sequence after image expansion; longer ones are cut ({_RECIPE})."
     )
+    padding_free: bool = option(
+        False,
+        "Lay the sequences of a micro-batch end to end in the language model, without padding; each attends to itself "
+        "alone. Same loss and gradient, less work (docs/performance.md). TRL's name.",
+    )
     remove_unused_columns: bool = option(False, "False: batches are our own dictionaries (llava/train/train.py).")
 
 

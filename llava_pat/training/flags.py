@@ -64,6 +64,11 @@ DROPPED: dict[str, str] = {
 REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "fp16_opt_level": ((), "Apex is gone from transformers; use --fp16 True or --bf16 True"),
     "adafactor": (("false",), "use --optim adafactor"),
+    "packing": (
+        ("false",),
+        "--padding_free True lays a micro-batch's sequences end to end; TRL's packing, which makes rows of one length "
+        "out of other samples, would change what a step trains on",
+    ),
     "group_by_length": (("false",), "use --train_sampling_strategy group_by_length"),
 }
 

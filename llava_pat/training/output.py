@@ -35,7 +35,7 @@ _FREE = {
 }  # fmt: skip
 
 # Settings that came after runs had been written, and what those runs did: they stay resumable.
-_SINCE = {"missing": "error", "max_missing": 0.01, "feature_cache_dtype": "bfloat16"}
+_SINCE = {"missing": "error", "max_missing": 0.01, "feature_cache_dtype": "bfloat16", "padding_free": False}
 
 
 def claim(arguments: PretrainArguments | FinetuneArguments, folder: Path) -> str | None:

@@ -50,8 +50,12 @@ class Parts(NamedTuple):
 def build_parts(arguments: PretrainArguments | FinetuneArguments) -> Parts:
     """Everything that a stage needs, ready to train; ConfigError or DataError for what does not fit together."""
     if isinstance(arguments, PretrainArguments):
-        return _with_data(arguments, _stage1_model(arguments), own_tower=False)
-    return _with_data(arguments, *_stage2_model(arguments))
+        model, own_tower = _stage1_model(arguments), False
+    else:
+        model, own_tower = _stage2_model(arguments)
+    if arguments.training.padding_free:
+        model.remove_padding()
+    return _with_data(arguments, model, own_tower)
 
 
 def compute_dtype(training: TrainingArguments) -> torch.dtype:

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from transformers import Trainer
 
 from llava_pat.data.collate import patch_regions, patch_words
+from llava_pat.models.padding_free import check_boundaries
 from llava_pat.models.vlm import VisionLanguageModel
 from llava_pat.training.checkpoints import TRAINER_STATE, last_checkpoint
 from llava_pat.training.flags import ConfigError
@@ -332,6 +333,9 @@ class AlignedTrainer(Trainer):
             prepared = self._prepare_deepspeed(max_steps, train_dataloader, resume_from_checkpoint)
         else:
             prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if self.model.model.padding_free:  # as soon as weights and attention are where they will run
+            with self.accelerator.autocast():
+                check_boundaries(self.model.model, self._ask_engine if self._is_sharded() else None)
         if self.initial is None:
             self.initial = self.measure()
             self._log_clock = time.perf_counter()

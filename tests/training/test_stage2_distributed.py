@@ -155,6 +155,14 @@ def test_zero3_is_one_process(single: Path, zero3: Path) -> None:
     assert_same_run(zero3, single)
 
 
+def test_zero3_without_padding_is_one_process(world, single: Path, tmp_path: Path) -> None:
+    """Three sequences a micro-batch, end to end, against one at a time."""
+    out = tmp_path / "llava-run"
+    batches = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 1, "padding_free": True}
+    two_processes(world, out, **FULL, **plan("zero3"), **batches)
+    assert_same_run(out, single)
+
+
 def test_offload_is_one_process(world, single: Path, tmp_path: Path) -> None:
     out = tmp_path / "llava-run"
     two_processes(world, out, **FULL, **plan("zero3_offload"))
