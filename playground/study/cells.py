@@ -21,8 +21,8 @@ OBJECTIVES = ("none", "pat", "sea", "pat+sea")
 SFT_SHARE = "sft_share"
 """The study's own flag of stage 2: the share of the conversations that is trained on."""
 _LONGEST = 60
-_OF_OBJECTIVES = ("alignment", "patch_words")
-"""What flags of alignment objectives begin with: they are stage 1's where no stage is named."""
+OF_OBJECTIVES = ("alignment", "patch_words", "regions_path")
+"""What flags of alignment objectives begin with: they are stage 1's where no stage is named, and nothing to `none`."""
 _KNOWN = {stage: {item.name for kind in kinds.kinds for item in fields(kind)} for stage, kinds in
           (("stage1", PRETRAIN), ("stage2", FINETUNE))}  # fmt: skip
 
@@ -50,7 +50,7 @@ def read_override(text: str) -> Override:
     stage, dot, flag = name.rpartition(".")
     if not dot:
         having = [which for which in _KNOWN if _has(which, flag)]
-        if having == ["stage1", "stage2"] and flag.startswith(_OF_OBJECTIVES):
+        if having == ["stage1", "stage2"] and flag.startswith(OF_OBJECTIVES):
             having = ["stage1"]
         if len(having) > 1:
             raise DataError(f"{text!r}: both stages have --{flag}: write stage1.{flag} or stage2.{flag}")
@@ -80,7 +80,7 @@ class Setting:
             if one.stage == stage
             and one.objective in (None, objective)
             # `none` has no use for these: its runs of such settings are one and the same
-            and not (objective == "none" and one.flag.startswith(_OF_OBJECTIVES))
+            and not (objective == "none" and one.flag.startswith(OF_OBJECTIVES))
         }
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 
 from llava_pat.types import DataError
-from playground.study.cells import Cell, shown
+from playground.study.cells import OF_OBJECTIVES, Cell, shown
 
-MAY_DIFFER = ("alignment", "patch_words", "output_dir")
+MAY_DIFFER = (*OF_OBJECTIVES, "output_dir")
 """How keys begin that objectives' configs may differ in."""
 
 

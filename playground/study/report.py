@@ -145,12 +145,14 @@ def differences(results: Results) -> str:
 
 
 def contrasts(results: Results) -> list[tuple[Column, Column]]:
-    """Each objective against the baseline; sums against their parts; the single ones against each other."""
+    """Each objective against the baseline; sums against their parts; settings of one against it without them; the
+    single ones against each other."""
     columns = results.columns
     pairs = [(one, results.baseline_of(one)) for one in columns if one[0] != BASELINE]
     for one in columns:
         parts = set(one[0].split("+"))
         pairs += [(one, other) for other in columns if one[1] == other[1] and other[0] in parts - {one[0]}]
+    pairs += [(one, other) for one in columns for other in results.plainer(one)]
     single = [one for one in columns if "+" not in one[0] and one[0] != BASELINE]
     pairs += [(b, a) for i, a in enumerate(single) for b in single[i + 1 :] if a[1] == b[1]]
     return [(a, b) for a, b in pairs if set(_seeds(results, a)) & set(_seeds(results, b))]

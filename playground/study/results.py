@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from llava_pat.types import DataError
+from playground.study.cells import OF_OBJECTIVES
 from playground.study.files import read_json
 from playground.study.hypotheses import BASELINE
 from playground.study.pairing import check_starts
@@ -17,6 +18,8 @@ from playground.study.tallies import BY_NAME
 
 Column = tuple[str, tuple[str, ...]]
 """An objective and its setting's overrides, sorted: their order on the command line means nothing."""
+
+_OF_OBJECTIVES = tuple(f"stage1.{flag}" for flag in OF_OBJECTIVES)
 
 SHARED = "shared.json"
 """What all results of a folder have in common: hashes of the inputs."""
@@ -87,8 +90,17 @@ class Results:
 
     def baseline_of(self, column: Column) -> Column:
         """`none` with the same stage 2; what is set for stage 1's alignment has no meaning there."""
-        kept = (one for one in column[1] if not one.startswith(("stage1.alignment", "stage1.patch_words")))
-        return BASELINE, tuple(kept)
+        return BASELINE, tuple(one for one in column[1] if not one.startswith(_OF_OBJECTIVES))
+
+    def plainer(self, column: Column) -> list[Column]:
+        """The same objective with fewer settings of its own, and all else equal."""
+        mine = set(column[1])
+        return [
+            other
+            for other in self.columns
+            if other[0] == column[0] and set(other[1]) < mine
+            and all(one.startswith(_OF_OBJECTIVES) for one in mine - set(other[1]))
+        ]  # fmt: skip
 
     def compare(self, treated: Column, baseline: Column, metric: str) -> Difference | None:
         """Treated minus baseline over the seeds that both have; None where one of them lacks the metric."""

@@ -48,6 +48,7 @@ def from_the_root(monkeypatch):
         ("freeze_backbone=True", Override("stage2", "freeze_backbone", "True")),
         ("stage2.learning_rate=1e-4", Override("stage2", "learning_rate", "1e-4")),
         ("pat+sea:alignment_weight=2", Override("stage1", "alignment_weight", "2", "pat+sea")),
+        ("pat:regions_path=a/regions", Override("stage1", "regions_path", "a/regions", "pat")),
         ('alignment_args={"unit": "a=b"}', Override("stage1", "alignment_args", '{"unit": "a=b"}')),
     ],
 )
@@ -106,6 +107,17 @@ def test_command_lines_are_the_configs_with_seed_and_folder(study, objective):
     labels = objective in ("sea", "pat+sea")
     assert (cell.labels == ROOT / "playground" / "data" / "patch_words") == labels
     assert (first.data.patch_words_path == "playground/data/patch_words") == labels
+
+
+def test_other_regions_are_other_runs_of_those_who_read_them(study):
+    cells = cells_of(study, ["none", "pat"], [0], settings_over([], ["regions_path=a,b"]))
+    assert len(cells) == 3, "none reads no regions"
+    none, *pats = cells
+    for cell, regions in zip(pats, "ab", strict=True):
+        command = cell.stage1_command()
+        assert command[command.index("--regions_path") + 1] == regions
+        assert command[command.index("--eval_regions_path") + 1].endswith("regions_val.jsonl"), "measured on the exact"
+    assert none.stage1_command()[none.stage1_command().index("--regions_path") + 1].endswith("regions_train.jsonl")
 
 
 def test_other_switches_of_labels_have_a_folder_of_their_own(study):
@@ -178,6 +190,7 @@ def test_starts_are_compared_by_seed():
     assert pairing.check_starts(same) == []
     assert pairing.check_starts([*same, result("sea", 0, 0.25, ["stage1.alignment_weight=2"])]) == []
     assert pairing.check_starts([*same, result("sea", 0, 0.3, ["stage1.mm_projector_type=linear"])]) == []
+    assert pairing.check_starts([*same, result("pat", 0, 0.3, ["stage1.regions_path=other"])]), "regions start nothing"
     (line,) = pairing.check_starts([*same, result("sea", 1, 0.6)])
     assert line == "seed 1: patch_cosine_init is 0.6 for sea, 0.5 for none"
 

@@ -169,6 +169,20 @@ def test_the_order_of_overrides_means_nothing():
     assert results.compare(treated, results.baseline_of(treated), "qa") is not None
 
 
+def test_other_regions_are_compared_with_none_and_with_the_exact_ones():
+    regions = "stage1.regions_path=playground/data/predicted/regions"
+    made = [("none", 0.5, []), ("pat", 0.6, []), ("pat", 0.7, [regions]), ("pat", 0.7, ["stage2.a=1"])]
+    results = Results([result(*one[:1], seed, *one[1:]) for one in made for seed in (0, 1)])
+    exact, predicted = ("pat", ()), ("pat", (regions,))
+    assert results.baseline_of(predicted) == ("none", ()), "no regions are read there"
+    assert results.plainer(predicted) == [exact] and results.plainer(exact) == []
+    assert results.plainer(("pat", ("stage2.a=1",))) == [], "another stage 2 is no setting of the objective"
+    pairs = report.contrasts(results)
+    assert pairs == [(exact, ("none", ())), (predicted, ("none", ())), (predicted, exact)]
+    text = report.differences(results)
+    assert f"`pat {regions}` - `pat`" in text
+
+
 def test_runs_of_some_settings_are_published(folder, tmp_path):
     source, flag = tmp_path / "out" / "results" / "val", "stage1.alignment_weight"
 
