@@ -12,14 +12,17 @@ import torch
 import yaml
 
 from llava_pat.alignment import requirements
+from llava_pat.annotation.config import dump_config, load_config
 from llava_pat.models.llava_names import check_output_name
 from llava_pat.training import consistency
 from llava_pat.training.arguments import PretrainArguments, parse_pretrain
 from llava_pat.training.finetune_arguments import FinetuneArguments, parse_finetune
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = sorted(path for path in (ROOT / "scripts" / "configs").glob("*.yaml") if "_finetune" not in path.stem)
-FINETUNE_CONFIGS = sorted((ROOT / "scripts" / "configs").glob("*_finetune*.yaml"))
+FOLDER = ROOT / "scripts" / "configs"
+FINETUNE_CONFIGS = sorted(FOLDER.glob("*_finetune*.yaml"))
+ANNOTATION_CONFIGS = sorted(FOLDER.glob("*_annotate.yaml"))
+CONFIGS = sorted({*FOLDER.glob("*.yaml")} - {*FINETUNE_CONFIGS, *ANNOTATION_CONFIGS})
 
 # LLaVA-1.5's stage 1: scripts/v1_5/pretrain.sh and the paper's table of hyperparameters (arXiv 2310.03744).
 RECIPE = {
@@ -131,6 +134,15 @@ def test_the_playgrounds_objectives_differ_in_the_alignment_alone() -> None:
         assert settings == files["pat"]
 
 
+def test_pat_on_predicted_regions_differs_in_the_regions_alone() -> None:
+    exact, predicted = (
+        yaml.safe_load((FOLDER / f"playground_{name}.yaml").read_text()) for name in ("pat", "pat_predicted")
+    )
+    assert predicted.pop("regions_path") == "playground/data/predicted/regions" != exact.pop("regions_path")
+    assert predicted.pop("output_dir") != exact.pop("output_dir"), "the one must not go on with the other's run"
+    assert predicted == exact, "the held-out regions too are the exact ones"
+
+
 def test_the_published_script_has_the_published_arguments() -> None:
     text = (ROOT / "scripts" / "pretrain.sh").read_text()
     command = text[text.index("launch train/pretrain.py") :].replace("\\\n", " ")
@@ -203,6 +215,19 @@ def test_the_scripts_of_stage_2_run_their_configs(kind: str) -> None:
     assert named
     for name in named:
         assert (ROOT / "scripts" / "configs" / f"{name}_{kind}.yaml").is_file()
+
+
+# ---- annotation
+
+
+@pytest.mark.parametrize("config", ANNOTATION_CONFIGS, ids=lambda path: path.stem)
+def test_every_annotation_config_is_parsed(config: Path) -> None:
+    settings = yaml.safe_load(config.read_text())
+    written = dump_config(load_config(config))
+    for name, chosen in settings.items():
+        assert written[name] == chosen if not isinstance(chosen, dict) else written[name].items() >= chosen.items()
+    for stage in ("detector", "segmenter"):
+        assert written[stage]["model"] == "playground/data/annotator", "one network for both"
 
 
 # ---- DeepSpeed's plans
