@@ -19,8 +19,9 @@ UNKNOWN = "labels that the playground's detector does not know"
 class SceneDetectorOptions:
     model: str = "playground/data/annotator"
     """A folder of `python -m playground.annotator.train`."""
-    threshold: float = 0.5
-    """Of a pixel's probability."""
+    threshold: float = 0.2
+    """Of a pixel's probability; chosen on `val`. What a caption names is there, so a low one costs little; where all
+    labels are asked for, selection's min_score is the one to set."""
     min_pixels: int = 20
     """Smaller pieces are no objects; the smallest objects of the playground have five times as many."""
     reach: int = 2

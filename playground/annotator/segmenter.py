@@ -18,8 +18,8 @@ from playground.annotator.pixels import PixelReader
 class SceneSegmenterOptions:
     model: str = "playground/data/annotator"
     """A folder of `python -m playground.annotator.train`."""
-    threshold: float = 0.5
-    """Of a pixel's probability."""
+    threshold: float = 0.2
+    """Of a pixel's probability, as the detector's."""
     batch_size: int = 32
     """Images at a time."""
 

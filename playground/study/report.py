@@ -3,7 +3,7 @@
     python -m playground.study report            # after `publish`; a second time it changes nothing
 
 A generated part stands between `<!-- generated: NAME -->` and `<!-- end -->`; the text around it is written by hand.
-docs/study/results/test is the study; every other folder is a sweep, in the order of names.
+docs/study/results/test is the study, predicted belongs to it; every other folder is a sweep, in the order of names.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from playground.study.cells import ROOT, shown
 from playground.study.files import read_json
 from playground.study.hypotheses import BASELINE, HYPOTHESES, verdict
 from playground.study.overview import mean_and_spread, means, row
+from playground.study.predicted import FOLDER as PREDICTED
+from playground.study.predicted import with_the_study
 from playground.study.results import SHARED, Column, Results
 from playground.study.rows import AFTERWARDS, ALIGNMENT, COST, ROWS, TASKS
 from playground.study.statistics import DRAWS, Difference, holm
@@ -44,6 +46,7 @@ def write(page: Path = PAGE, folder: Path = FOLDER) -> list[str]:
         "tasks": lambda: means(main, main.columns, TASKS | COST),
         "differences": lambda: differences(main),
         "sweeps": lambda: sweeps(folder),
+        "predicted": lambda: predicted(folder),
     }
     found = []
 
@@ -158,10 +161,18 @@ def contrasts(results: Results) -> list[tuple[Column, Column]]:
     return [(a, b) for a, b in pairs if set(_seeds(results, a)) & set(_seeds(results, b))]
 
 
+def predicted(folder: Path) -> str:
+    """Predicted regions against exact ones: means, and differences."""
+    together = with_the_study(folder / "results" / PREDICTED, folder / "results" / MAIN)
+    if not together.entries:
+        return "*Not run yet.*"
+    return f"{means(together, together.columns, ALIGNMENT | TASKS)}\n\n{differences(together)}"
+
+
 def sweeps(folder: Path) -> str:
     """A table a sweep: settings and objectives below each other, differences to `none` in brackets."""
     parts = []
-    places = (one for one in (folder / "results").glob("*") if one.is_dir() and one.name != MAIN)
+    places = (one for one in (folder / "results").glob("*") if one.is_dir() and one.name not in (MAIN, PREDICTED))
     for place in sorted(places):
         results = Results.read(place)
         metrics = [one for one in _SWEPT if any(results.values(column, one) for column in results.columns)]

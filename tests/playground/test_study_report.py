@@ -183,6 +183,25 @@ def test_other_regions_are_compared_with_none_and_with_the_exact_ones():
     assert f"`pat {regions}` - `pat`" in text
 
 
+def test_predicted_regions_stand_beside_the_study(folder, tmp_path):
+    assert "*Not run yet.*" in render(folder, "predicted")
+    regions = "stage1.regions_path=playground/data/predicted/regions"
+    source = tmp_path / "again" / "results" / "test"
+    for seed in SEEDS:
+        write_json(source / f"good-seed{seed}.json", result("good", seed, 0.6))
+        write_json(source / f"good-seed{seed}-predicted.json", result("good", seed, 0.55, [regions]))
+    target = folder / "results" / "predicted"
+    assert publish.publish(source, target, light=False, having=["stage1.regions_path"]) == len(SEEDS)
+    text = render(folder, "predicted")
+    assert f"| `none` | `good` | `good {regions}` |" in text, "idle has nothing to do with it"
+    assert f"`good` - `none` | `good {regions}` - `none` | `good {regions}` - `good` |" in text
+    assert regions not in render(folder, "sweeps") and regions not in render(folder, "claims")
+    shared = read_json(target / SHARED)
+    write_json(target / SHARED, shared | {"inputs": {"data": {"a.json": "2"}, "models": {}}})
+    with pytest.raises(DataError, match="different inputs"):
+        render(folder, "predicted")
+
+
 def test_runs_of_some_settings_are_published(folder, tmp_path):
     source, flag = tmp_path / "out" / "results" / "val", "stage1.alignment_weight"
 
@@ -236,7 +255,7 @@ def test_the_committed_page_is_what_the_committed_results_give(tmp_path):
     shutil.copytree(report.FOLDER, tmp_path / "study") if report.FOLDER.is_dir() else (tmp_path / "study").mkdir()
     parts = report.write(page, tmp_path / "study")
     assert page.read_text() == report.PAGE.read_text(), "python -m playground.study report, and commit"
-    assert set(parts) == {"setup", "claims", "alignment", "tasks", "differences", "sweeps"}
+    assert set(parts) == {"setup", "claims", "alignment", "tasks", "differences", "predicted", "sweeps"}
 
 
 def test_every_row_has_a_metric():
