@@ -1,4 +1,4 @@
-"""How an entry point ends: errors that are the user's to mend are one message, not a traceback."""
+"""How an entry point ends: errors that are the user's to mend are one message, not a traceback (failures.py)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
+from llava_pat.training.failures import RunFailed
 from llava_pat.training.flags import ConfigError
 from llava_pat.types import DataError
 
 
 def run(stage: Callable[[], object]) -> None:
-    """Run a stage; a ConfigError or DataError is printed and ends the process with status 2 (other ranks are torn down
-    by the launcher). Anything else keeps its traceback."""
+    """Run a stage; a ConfigError, DataError or RunFailed is printed and ends the process with its status (other ranks
+    are torn down by the launcher). Anything else keeps its traceback."""
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -28,6 +29,9 @@ def run(stage: Callable[[], object]) -> None:
     except (ConfigError, DataError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
+    except RunFailed as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
     # After a clean end only: with other ranks in the middle of a collective, this would wait for them.
     if dist.is_available() and dist.is_initialized():
         gc.collect()  # the trainer is a cycle; its DDP must go before the group, or the process may abort as it exits

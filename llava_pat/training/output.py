@@ -16,7 +16,6 @@ import yaml
 from llava_pat.data.kept_folder import write_json
 from llava_pat.models.checkpoint import PROJECTOR_BIN
 from llava_pat.training.arguments import PretrainArguments
-from llava_pat.training.checkpoints import last_checkpoint
 from llava_pat.training.finetune_arguments import FinetuneArguments
 from llava_pat.training.flags import ConfigError
 from llava_pat.training.run_config import write_config
@@ -38,8 +37,8 @@ _FREE = {
 _SINCE = {"missing": "error", "max_missing": 0.01, "feature_cache_dtype": "bfloat16", "padding_free": False}
 
 
-def claim(arguments: PretrainArguments | FinetuneArguments, folder: Path) -> str | None:
-    """Make `folder` this run's. Returns the checkpoint to go on from, or None for a fresh start.
+def claim(arguments: PretrainArguments | FinetuneArguments, folder: Path) -> bool:
+    """Whether `folder` holds this run already; every rank looks.
 
     ConfigError when the folder holds a run with other settings (the differing ones are named) or files that are no run.
     """
@@ -50,7 +49,7 @@ def claim(arguments: PretrainArguments | FinetuneArguments, folder: Path) -> str
             f"{folder} holds a {held[0]} but no {CONFIG}: not one of our runs. Choose another --output_dir"
         )
     if not theirs.is_file():
-        return None
+        return False
     with tempfile.TemporaryDirectory() as scratch:  # every rank comes here: not into the folder that they share
         ours = Path(scratch) / CONFIG
         write_config(arguments, ours)
@@ -60,7 +59,7 @@ def claim(arguments: PretrainArguments | FinetuneArguments, folder: Path) -> str
     if differ:
         shown = "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in differ[:5])
         raise ConfigError(f"{folder} holds another run ({shown}). Delete the folder or choose another --output_dir")
-    return last_checkpoint(folder)
+    return True
 
 
 def step_of(checkpoint: str) -> int:

@@ -20,7 +20,9 @@ from llava_pat.models.llava_config import READABLE_BY_LLAVA, finetune_config, la
 from llava_pat.models.llava_names import check_output_name, evaluation_command
 from llava_pat.training import output
 from llava_pat.training.arguments import PretrainArguments, parse_pretrain
+from llava_pat.training.checkpoints import checkpoint_to_go_on_from
 from llava_pat.training.data_check import check_data
+from llava_pat.training.failures import writing
 from llava_pat.training.feature_cache import with_feature_cache
 from llava_pat.training.finetune_arguments import FinetuneArguments, parse_finetune
 from llava_pat.training.flags import ConfigError
@@ -67,12 +69,13 @@ def _run(arguments: Arguments) -> dict[str, Any]:
     training = arguments.training
     folder = Path(training.output_dir)
     main = training.process_index == 0
-    checkpoint = output.claim(arguments, folder)
+    ours = output.claim(arguments, folder)
     done = output.finished(folder)
     if done is not None:
         _say(main, f"{folder} holds this run, finished. Delete it or give another --output_dir to run again.")
         _say(main, table(done))
         return done
+    checkpoint = checkpoint_to_go_on_from(folder, main) if ours else None
 
     set_seed(training.seed)
     parts = build_parts(arguments)
@@ -104,8 +107,9 @@ def _run(arguments: Arguments) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     after = trainer.measure()
 
-    trainer.save_model()
-    trainer.save_state()
+    with writing("the finished model", folder, "free some space, and give the same command again: training is done"):
+        trainer.save_model()
+        trainer.save_state()
     metrics = summary(arguments, trainer.state.global_step, checkpoint, seconds, trainer.initial, after)
     metrics |= {"data_manifest": checked.manifest, **features}
     if main:

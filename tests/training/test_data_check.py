@@ -70,7 +70,7 @@ def test_a_folder_from_before_the_flag_goes_on(world, tmp_path: Path) -> None:
     older = [line for line in lines if not line.startswith(("missing:", "max_missing:"))]
     assert len(older) == len(lines) - 2
     (out / CONFIG).write_text("\n".join(older) + "\n")
-    assert claim(arguments, out) is None
+    assert claim(arguments, out)
     arguments.data.missing = "skip"
     with pytest.raises(ConfigError, match="missing: 'error' there, 'skip' now"):
         claim(arguments, out)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llava_pat.training.checkpoints import last_checkpoint
+from llava_pat.training.checkpoint_files import seal
 from llava_pat.training.launch import run as run_to_exit
 from llava_pat.training.stages import pretrain
 
@@ -59,7 +59,7 @@ def test_a_killed_run_goes_on_to_the_bit(world, tmp_path: Path, capsys: pytest.C
     assert sorted(p.name for p in killed.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
     assert not (killed / "metrics.json").exists() and not (killed / "mm_projector.bin").exists()
 
-    half_written = killed / "checkpoint-5"  # a save that was killed: everything but the state, which is written last
+    half_written = killed / "checkpoint-5"  # by no way of ours: saves that are killed lie aside
     half_written.mkdir()
     (half_written / "mm_projector.bin").write_bytes(b"half")
     capsys.readouterr()
@@ -139,20 +139,9 @@ def test_a_checkpoint_of_more_processes_is_refused(world, tmp_path: Path, capsys
     shutil.rmtree(out / "checkpoint-4")
     state = out / "checkpoint-2" / "trainer_state.json"
     state.write_text(state.read_text().replace('"max_steps": 6', '"max_steps": 3'))
+    seal(out / "checkpoint-2")
     capsys.readouterr()
     with pytest.raises(SystemExit):
         run_to_exit(lambda: pretrain(world.argv(out)))
     message = capsys.readouterr().err
     assert "of a run of 3 steps, this one has 6" in message and "processes" in message
-
-
-def test_last_checkpoint(tmp_path: Path) -> None:
-    assert last_checkpoint(tmp_path / "absent") is None
-    for step in (2, 10, 9):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
-    (tmp_path / "checkpoint-11").mkdir()
-    (tmp_path / "checkpoint-12").mkdir()
-    (tmp_path / "checkpoint-12" / "trainer_state.json").write_text('{"global_step": 1')  # killed while writing it
-    (tmp_path / "checkpoint-best").mkdir()
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from llava_pat.training.checkpoint_files import seal
 from llava_pat.training.launch import run as run_to_exit
 from llava_pat.training.stages import finetune
 
@@ -55,7 +56,7 @@ def test_a_killed_run_goes_on_to_the_bit(world, tmp_path: Path, capsys: pytest.C
     own = load_file(killed / "checkpoint-8" / "alignment_objective.safetensors")
     assert set(own) == {"head.weight", "head.bias"}
 
-    half_written = killed / "checkpoint-10"  # a save that was killed: the state is written last
+    half_written = killed / "checkpoint-10"  # by no way of ours: saves that are killed lie aside
     half_written.mkdir()
     (half_written / "model.safetensors").write_bytes(b"half")
     capsys.readouterr()
@@ -103,7 +104,7 @@ def test_a_tower_that_trains_is_resumed(world, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(world, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Half a file: nothing goes on from that, and the message says what helps."""
+    """Whole, and still not this model's: nothing goes on from that, and the message says what helps."""
     out = tmp_path / "llava-run"
     flags = {"max_steps": 4, "save_steps": 2}
     finetune(world.finetune_argv(out, **flags))
@@ -111,6 +112,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(world, tmp_path: Path, capsys
         file.unlink()
     whole = (out / "checkpoint-4" / "model.safetensors").read_bytes()
     (out / "checkpoint-4" / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    seal(out / "checkpoint-4")
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit_:
         run_to_exit(lambda: finetune(world.finetune_argv(out, **flags)))

@@ -1,0 +1,53 @@
+"""How a run can end before its time, and what its status then tells a scheduler.
+
+    0     done
+    2     ConfigError, DataError: refused; the same command is refused again until somebody mends something
+    1     RunFailed, and any traceback: something broke under way; the same command goes on from the last checkpoint
+    143   Preempted (128 + SIGTERM): a checkpoint was saved as asked; the same command goes on from it
+
+With a launcher (torchrun, deepspeed) these are the statuses of its processes; its own is 1 where one of them failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+# What torch says, as a RuntimeError, when the disk did not take what it wrote.
+_OF_TORCH = ("PytorchStreamWriter", "inline_container", "file write failed")
+
+
+class RunFailed(RuntimeError):
+    """The surroundings of a run failed: disk, worker processes, other ranks. The message says what, and the way out."""
+
+
+class Preempted(RuntimeError):
+    """The run was asked to stop, and saved a checkpoint first. status: of the process."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@contextlib.contextmanager
+def writing(what: str, folder: Path, way_out: str) -> Iterator[None]:
+    """A write that fails inside (full disk, quota, a folder that is gone) becomes a RunFailed with the space left."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        of_the_disk = isinstance(error, (OSError, SafetensorError)) or any(mark in str(error) for mark in _OF_TORCH)
+        if isinstance(error, RunFailed) or not of_the_disk:
+            raise
+        raise RunFailed(f"{what} could not be written: {error} ({_space(folder)}). {way_out}") from error
+
+
+def _space(folder: Path) -> str:
+    try:
+        usage = shutil.disk_usage(folder)
+    except OSError as error:
+        return f"{folder}: {error.strerror}"
+    return f"{usage.free / 1e9:.2f} of {usage.total / 1e9:.2f} GB free in {folder}"
