@@ -230,11 +230,11 @@ def test_training_learns_and_repeats(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert not list((tmp_path / "a").glob("*.pt")), "the state of a finished training is not kept"
     about = json.loads((tmp_path / "a" / "training.json").read_text())
     assert about["scenes"] == 48 and about["seed"] == 3 and about["split"] == "train"
-    pixels, targets = train.draw_batch(3, range(1000, 1008))
+    inputs, targets = train.draw_batch(3, range(1000, 1008))
     torch.manual_seed(3)
     before, after = net.new_net(), net.SceneNet.from_pretrained(tmp_path / "a")
     with torch.inference_mode():
-        losses = [float(net.loss_of(one.train()(pixel_values=pixels).logits, targets)[0]) for one in (before, after)]
+        losses = [float(net.loss_of(one.train()(pixel_values=inputs).logits, targets)[0]) for one in (before, after)]
     assert losses[1] < 0.7 * losses[0], losses
 
 
@@ -262,13 +262,26 @@ def test_a_killed_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_training_scenes_are_of_another_world_and_of_train(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
     monkeypatch.setattr(train.world, "scene", lambda *which: drawn.append(which) or world_scene(*which))
-    pixels, targets = train.draw_batch(1, range(5, 9))
+    inputs, targets = train.draw_batch(1, range(5, 9))
     assert drawn == [(1, "train", index) for index in range(5, 9)]
-    assert pixels.shape == (4, 3, 80, 80) and targets.shape == (4, 2, 80, 80) and targets.dtype == torch.int64
+    assert inputs.shape == (4, 3, 80, 80) and targets.shape == (4, 2, 80, 80) and targets.dtype == torch.int64
     assert train.build_parser().parse_args([]).seed != 0, "the playground's data are of seed 0"
 
 
 world_scene = world.scene
+
+
+def test_annotation_reads_the_network_that_was_saved(tmp_path: Path, scenes: list[world.Scene]) -> None:
+    made = net.new_net()
+    for _ in range(3):  # running statistics that are none of a new network
+        made(pixel_values=train.draw_batch(3, range(2))[0])
+    made.save_pretrained(tmp_path / "net")
+    images = [Image.fromarray(scene.pixels) for scene in scenes[:3]]
+    finder = detector.SceneDetector(detector.SceneDetectorOptions(model=str(tmp_path / "net")), Placement())
+    expected = pixels.PixelReader(made.eval(), "", Placement(), 32).read(images)
+    for one, other in zip(finder._reader.read(images), expected, strict=True):
+        assert (one.kind == other.kind).all() and (one.colour == other.colour).all()
+    assert finder.version.startswith(f"scene detector {tmp_path / 'net'} (sha256 ")
 
 
 def test_a_folder_without_a_network_is_named(tmp_path: Path) -> None:
