@@ -21,7 +21,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_namespace_packages(include=["llava_pat", "llava_pat.*"]),
-    package_data={"llava_pat.evaluation.alignment.report": ["page.css", "explorer.js"]},
+    package_data={
+        "llava_pat.pages": ["page.css"],
+        "llava_pat.evaluation.alignment.report": ["page.css", "explorer.js"],
+    },
     install_requires=[
         "torch>=2.6",
         "transformers>=5.17,<6",

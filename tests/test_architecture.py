@@ -15,6 +15,7 @@ FLOOR = {
     "models": 1,
     "alignment": 1,
     "analysis": 1,
+    "pages": 1,
     "training": 2,
     "merge": 2,
     "evaluation": 2,

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+KEYWORDS = ("install_requires", "extras_require", "package_data")
 SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
 
 
@@ -21,7 +22,7 @@ def setup_keywords() -> dict[str, object]:
     call = next(
         n for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id == "setup"
     )
-    return {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg in ("install_requires", "extras_require")}
+    return {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg in KEYWORDS}
 
 
 def run(command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -44,6 +45,15 @@ def test_the_wheel_would_hold_llava_pat_only() -> None:
     text = (ROOT / "setup.py").read_text()
     include = re.search(r"include=(\[.*?\])", text).group(1)
     assert ast.literal_eval(include) == ["llava_pat", "llava_pat.*"]
+
+
+def test_the_wheel_would_hold_what_is_no_python() -> None:
+    """Styles and scripts of the reports' pages."""
+    there: dict[str, set[str]] = {}
+    for path in (ROOT / "llava_pat").rglob("*"):
+        if path.is_file() and path.suffix not in (".py", ".pyc"):
+            there.setdefault(".".join(path.parent.relative_to(ROOT).parts), set()).add(path.name)
+    assert {package: set(names) for package, names in setup_keywords()["package_data"].items()} == there
 
 
 def test_the_tested_versions_lie_in_the_stated_ranges() -> None:

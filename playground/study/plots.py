@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from llava_pat.evaluation.alignment.report.style import COLOURS, GREY, MARKERS, drawing, svg_bytes
+from llava_pat.evaluation.alignment.report.style import MARKERS
+from llava_pat.pages.figures import COLOURS, GREY, drawing, svg_bytes
 from playground.study.hypotheses import BASELINE, HYPOTHESES
 from playground.study.report import MAIN
 from playground.study.results import Column, Results

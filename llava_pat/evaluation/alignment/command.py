@@ -38,10 +38,11 @@ from llava_pat.evaluation.alignment.models import (
 )
 from llava_pat.evaluation.alignment.pictures import Pictures, choose_pictures
 from llava_pat.evaluation.alignment.readings import Readings, read_with
-from llava_pat.evaluation.alignment.report import render, require_matplotlib
+from llava_pat.evaluation.alignment.report import render
 from llava_pat.evaluation.alignment.views import Sampling
 from llava_pat.evaluation.hashes import folder_hash
 from llava_pat.evaluation.model import DTYPES
+from llava_pat.pages import require_matplotlib
 from llava_pat.types import DataError
 
 logger = logging.getLogger(__name__)

@@ -7,21 +7,12 @@ The page holds everything in itself: no network, no other file. matplotlib draws
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
+
+from llava_pat.pages import require_matplotlib
 
 REPORT = "report.html"
 PLOTS = "plots"
-
-
-def require_matplotlib() -> None:
-    """Call it before anything long.
-
-    Raises:
-        ValueError: matplotlib is not installed; the message says how to get it.
-    """
-    if find_spec("matplotlib") is None:
-        raise ValueError("the report's figures need matplotlib, which is not installed: pip install -e '.[report]'")
 
 
 def render(out: Path) -> Path:

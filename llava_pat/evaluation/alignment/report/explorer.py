@@ -21,7 +21,8 @@ from PIL import Image
 from llava_pat.analysis.vocabulary import Vocabulary
 from llava_pat.evaluation.alignment.report.files import Picture, Pictures, Run
 from llava_pat.evaluation.alignment.report.pictures import judge, outlines
-from llava_pat.evaluation.alignment.report.style import COLOURS, HEAT, RIGHT, WRONG, Look, data_uri
+from llava_pat.evaluation.alignment.report.style import RIGHT, WRONG, Look
+from llava_pat.pages.figures import COLOURS, HEAT, data_uri
 
 MOST_BYTES = 12_000_000  # of cosines, before base64: a page beyond 30 MB is slow to open
 STEPS = 33  # colours of the heat map between which the page mixes

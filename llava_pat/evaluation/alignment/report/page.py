@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from html import escape
 from importlib.resources import files
@@ -19,7 +18,9 @@ from llava_pat.evaluation.alignment.report.explorer import embedded_json, explor
 from llava_pat.evaluation.alignment.report.files import Run, read_run
 from llava_pat.evaluation.alignment.report.pictures import decompositions, nearest_words
 from llava_pat.evaluation.alignment.report.plots import PLOTS
-from llava_pat.evaluation.alignment.report.style import data_uri, drawing, looks, png_bytes, svg_bytes
+from llava_pat.evaluation.alignment.report.style import looks
+from llava_pat.pages.figures import data_uri, drawing, png_bytes, svg_bytes
+from llava_pat.pages.frame import figure_html, head, write_whole
 
 MIN_COVERAGE = 0.25  # training/measure.py's, where the run does not say its own
 
@@ -33,20 +34,12 @@ def write_page(out: Path) -> Path:
         old.unlink()  # a picture that this run does not have must not stay
     with drawing():
         parts = [*_head(run), *_table(run), *_plots(run, folder), *_pictures(run, folder), *_settings(run)]
-    page = out / REPORT
-    beside = page.with_name(f"{REPORT}.partial")
-    beside.write_text("\n".join(parts) + "\n", encoding="utf-8")
-    os.replace(beside, page)
-    return page
+    return write_whole(out / REPORT, parts)
 
 
 def _head(run: Run) -> Iterator[str]:
     here = files("llava_pat.evaluation.alignment.report")
-    yield '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">'
-    yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    yield "<title>Alignment report</title>"
-    yield f"<style>\n{here.joinpath('page.css').read_text(encoding='utf-8')}</style>\n</head>\n<body>\n<main>"
-    yield "<h1>Alignment report</h1>"
+    yield from head("Alignment report", here.joinpath("page.css").read_text(encoding="utf-8"))
     settings = run.settings
     facts = [f"{len(run.checkpoints)} checkpoint{'s' * (len(run.checkpoints) > 1)}"]
     for key, text in (("images", "images"), ("labelled_patches", "labelled patches")):
@@ -98,18 +91,8 @@ def _plots(run: Run, folder: Path) -> Iterator[str]:
         figure = plot.draw(run.rows)
         if figure is not None:
             (folder / f"{plot.name}.png").write_bytes(png_bytes(figure))
-            yield _figure(plot.title, plot.caption, figure, data_uri(svg_bytes(figure), "image/svg+xml"))
+            yield figure_html(plot.title, plot.caption, figure, data_uri(svg_bytes(figure), "image/svg+xml"))
     yield "</div></section>"
-
-
-def _figure(title: str, caption: str, figure: Figure, source: str) -> str:
-    width = round(figure.get_figwidth() * 96)
-    height = round(figure.get_figheight() * 96)
-    narrow = ' class="narrow"' if width < 600 else ""
-    return (
-        f'<figure{narrow}>\n<h3>{escape(title)}</h3>\n<img src="{source}" alt="{escape(title)}: {escape(caption)}" '
-        f'width="{width}" height="{height}">\n<figcaption>{escape(caption)}</figcaption>\n</figure>'
-    )
 
 
 def _pictures(run: Run, folder: Path) -> Iterator[str]:
@@ -153,7 +136,7 @@ def _pictures(run: Run, folder: Path) -> Iterator[str]:
 def _picture(path: Path, title: str, caption: str, figure: Figure) -> str:
     content = png_bytes(figure)
     path.write_bytes(content)
-    return _figure(title, caption, figure, data_uri(content, "image/png"))
+    return figure_html(title, caption, figure, data_uri(content, "image/png"))
 
 
 def _explorer(run: Run, min_coverage: float) -> Iterator[str]:

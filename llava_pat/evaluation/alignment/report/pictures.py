@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from llava_pat.analysis.patch_alignment import labelled_patches
 from llava_pat.analysis.vocabulary import Vocabulary
 from llava_pat.evaluation.alignment.report.files import Decomposition, Picture
-from llava_pat.evaluation.alignment.report.style import COLOURS, GREY, RIGHT, WRONG
+from llava_pat.evaluation.alignment.report.style import RIGHT, WRONG
+from llava_pat.pages.figures import COLOURS, GREY
 
 COLUMNS = 4  # panels of nearest words beside each other, one fewer where words are narrow
 MOST_NARROW = 8  # patches across, before they are

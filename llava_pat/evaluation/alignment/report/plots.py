@@ -16,7 +16,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from llava_pat.evaluation.alignment.report.definitions import in_order
 from llava_pat.evaluation.alignment.report.files import Row
-from llava_pat.evaluation.alignment.report.style import GREY, HEAT, RIGHT, WRONG, Look, looks, one_of_a_kind
+from llava_pat.evaluation.alignment.report.style import RIGHT, WRONG, Look, looks, one_of_a_kind
+from llava_pat.pages.figures import GREY, HEAT
 
 WIDTH = 11.0  # inches
 NARROW = 5.4  # two of these stand beside each other

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from llava_pat.analysis.vocabulary import Vocabulary
-from llava_pat.evaluation.alignment.report import style
 from llava_pat.evaluation.alignment.report.files import Decomposition, Picture, read_run
 from llava_pat.evaluation.alignment.report.pictures import coverage, decompositions, judge, nearest_words, outlines
+from llava_pat.pages import figures
 
 
 @pytest.fixture(autouse=True)
 def inside() -> Iterator[None]:
-    with style.drawing():
+    with figures.drawing():
         yield
 
 

@@ -12,11 +12,12 @@ import pytest
 from llava_pat.evaluation.alignment.report import plots, style
 from llava_pat.evaluation.alignment.report.files import Row, read_run
 from llava_pat.evaluation.alignment.report.style import looks, shorten
+from llava_pat.pages import figures
 
 
 @pytest.fixture(autouse=True)
 def inside() -> Iterator[None]:
-    with style.drawing():
+    with figures.drawing():
         yield
 
 
@@ -140,7 +141,7 @@ def test_seeds_share_a_colour_and_objectives_do_not() -> None:
     found = looks([Row(name, False, {}, {}, {}) for name in names])
     assert [look.group for look in found.values()] == ["none", "none", "pat", "pat", "pat+sea", "pat+sea"]
     colours = [look.colour for look in found.values()]
-    assert colours[::2] == colours[1::2] == list(style.COLOURS[:3])
+    assert colours[::2] == colours[1::2] == list(figures.COLOURS[:3])
     assert [look.first for look in found.values()] == [True, False] * 3
 
 
@@ -153,7 +154,7 @@ def test_more_groups_than_colours_are_still_told_apart() -> None:
 def test_colours_differ_in_lightness_or_hue_for_colour_blind_readers() -> None:
     """Under a deuteranope's view (Vienot et al. 1999) any two of the palette stay well apart in linear RGB."""
     blind = np.array([[0.29275, 0.70725, 0.0], [0.29275, 0.70725, 0.0], [-0.02234, 0.02234, 1.0]])
-    linear = np.array([matplotlib.colors.to_rgb(colour) for colour in style.COLOURS]) ** 2.2
+    linear = np.array([matplotlib.colors.to_rgb(colour) for colour in figures.COLOURS]) ** 2.2
     seen = linear @ blind.T
     apart = np.linalg.norm(seen[:, None] - seen[None], axis=-1)[~np.eye(len(seen), dtype=bool)]
     assert apart.min() > 0.08
@@ -161,6 +162,6 @@ def test_colours_differ_in_lightness_or_hue_for_colour_blind_readers() -> None:
 
 def test_drawing_leaves_the_callers_settings_alone() -> None:
     before = dict(matplotlib.rcParams)
-    with style.drawing():
+    with figures.drawing():
         assert matplotlib.rcParams["font.size"] == 9
     assert dict(matplotlib.rcParams) == before
