@@ -23,6 +23,7 @@ setup(
     packages=find_namespace_packages(include=["llava_pat", "llava_pat.*"]),
     package_data={
         "llava_pat.pages": ["page.css"],
+        "llava_pat.annotation.report": ["page.css"],
         "llava_pat.evaluation.alignment.report": ["page.css", "explorer.js"],
     },
     install_requires=[

@@ -6,7 +6,7 @@ A Parquet file has a row where JSONL has a line, with the same keys; it is read 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,22 @@ def read_rows(
         rows = _parquet_rows(file) if file.suffix == PARQUET else _lines(file, broken)
         for number, raw in rows:
             yield str(file), number, raw
+
+
+def count_rows(files: Iterable[Path]) -> int:
+    """How many images the files of a regions file are about, without parsing them."""
+    count = 0
+    for file in files:
+        if file.suffix == PARQUET:
+            pyarrow, parquet = import_pyarrow(file, "read")
+            try:
+                count += parquet.read_metadata(file).num_rows
+            except (pyarrow.ArrowException, OSError) as error:
+                raise DataError(f"{file}: no whole Parquet file ({error}); write it again") from error
+        else:
+            with file.open("rb") as lines:
+                count += sum(1 for line in lines if not line.isspace())
+    return count
 
 
 def find_shards(path: Path) -> list[Path]:

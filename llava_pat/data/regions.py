@@ -38,7 +38,7 @@ def load_regions(path: str | Path, broken: Broken | None = None) -> dict[str, Im
     found: dict[str, ImageRegions] = {}
     for file, number, raw in read_rows(path, broken):
         try:
-            entry = _parse(raw, file, number)
+            entry = parse_regions(raw, file, number)
             twin = found.get(entry.image)
             if twin is not None:
                 elsewhere = "" if twin.file == file else f" of {twin.file}"
@@ -134,7 +134,8 @@ def label_tokens(label: str, tokenizer: PreTrainedTokenizerBase, where: str) -> 
     return ids
 
 
-def _parse(raw: Any, file: str, line: int) -> ImageRegions:
+def parse_regions(raw: Any, file: str, line: int) -> ImageRegions:
+    """One parsed line -> its image's regions. DataError names file and line; masks are not decoded here."""
     where = f"{file}:{line}"
     if not isinstance(raw, dict):
         raise DataError(f"{where}: is a {type(raw).__name__}, not an object with image and regions", "bad_regions")

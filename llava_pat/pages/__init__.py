@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from llava_pat.types import DataError
+
 
 def require_matplotlib() -> None:
     """Call it before anything long.
 
     Raises:
-        ValueError: matplotlib is not installed; the message says how to get it.
+        DataError: matplotlib is not installed; the message says how to get it.
     """
     if find_spec("matplotlib") is None:
-        raise ValueError("the report's figures need matplotlib, which is not installed: pip install -e '.[report]'")
+        raise DataError("the report's figures need matplotlib, which is not installed: pip install -e '.[report]'")

@@ -9,6 +9,7 @@ import torch
 from pycocotools import mask as coco
 
 from llava_pat.data.geometry import CenterCrop, Pad
+from llava_pat.data.region_rows import count_rows, find_shards
 from llava_pat.data.regions import build_patch_regions, load_regions, to_mask
 from llava_pat.types import DataError, Region
 
@@ -175,6 +176,7 @@ def test_a_folder_of_shards_is_one_file(tmp_path):
     write(tmp_path / "part-00000.jsonl", line([], image="a.png"))
     write(tmp_path / ".part-00002.jsonl", "half a li")
     assert list(load_regions(tmp_path)) == ["a.png", "b.png"]
+    assert count_rows(find_shards(tmp_path)) == 2
     write(tmp_path / "part-00002.jsonl", line([], image="a.png"))
     with pytest.raises(DataError, match=r"part-00002.jsonl:1 .*is on line 1 of .*part-00000.jsonl as well"):
         load_regions(tmp_path)
@@ -203,9 +205,13 @@ def test_parquet_gives_the_same_regions(tmp_path):
     assert [(e.id, e.image, e.width, e.height, e.regions, e.line) for e in found.values()] == [
         (e.id, e.image, e.width, e.height, e.regions, e.line) for e in expected.values()
     ]
+    with (tmp_path / "r.jsonl").open("a") as file:
+        file.write(" \n\n")
+    assert count_rows([tmp_path / "r.parquet"]) == count_rows([tmp_path / "r.jsonl"]) == 3
     (tmp_path / "r.parquet").write_bytes((tmp_path / "r.parquet").read_bytes()[:50])
-    with pytest.raises(DataError, match="r.parquet: no whole Parquet file"):
-        load_regions(tmp_path / "r.parquet")
+    for read in (load_regions, lambda file: count_rows([file])):
+        with pytest.raises(DataError, match="r.parquet: no whole Parquet file"):
+            read(tmp_path / "r.parquet")
 
 
 def test_without_pyarrow_one_line_says_what_to_install(tmp_path, monkeypatch):
