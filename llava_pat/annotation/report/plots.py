@@ -71,8 +71,8 @@ def areas(survey: Survey) -> Figure | None:
     panel.xaxis.set_minor_formatter(NullFormatter())
     if edges[0] < patch < edges[-1]:
         panel.axvline(patch, color=GREY, linewidth=1, linestyle=(0, (1, 1)))
-        _say(panel, patch, "one patch", GREY, below=True)
-    _middle(panel, 100 * float(np.median(values)), "{:.2g} %", 0.01)
+        _say(panel, patch, "one patch", GREY, left=patch < np.median(values))
+    _middle(panel, 100 * float(np.median(values)), "{:.2g} %", 0.01, left=patch >= np.median(values))
     _thousands(panel)
     return figure
 
@@ -164,17 +164,17 @@ def _panel() -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _middle(panel: Axes, value: float, style: str, scale: float = 1.0) -> None:
+def _middle(panel: Axes, value: float, style: str, scale: float = 1.0, left: bool = False) -> None:
     """scale: what the axis has where `value` is 1."""
     panel.axvline(value * scale, color=MIDDLE, linewidth=1.4)
-    _say(panel, value * scale, f"median {style.format(value)}", MIDDLE)
+    _say(panel, value * scale, f"median {style.format(value)}", MIDDLE, left)
 
 
-def _say(panel: Axes, x: float, text: str, colour: str, below: bool = False) -> None:
-    """Beside a vertical line, above the bars."""
+def _say(panel: Axes, x: float, text: str, colour: str, left: bool) -> None:
+    """Beside the end of a vertical line, above the bars."""
     panel.annotate(
-        text, (x, 1), (4, -12 if below else 2), xycoords=("data", "axes fraction"), textcoords="offset points",
-        color=colour, fontsize=8.5, va="bottom",
+        text, (x, 1), (-4 if left else 4, 2), xycoords=("data", "axes fraction"), textcoords="offset points",
+        color=colour, fontsize=8.5, va="bottom", ha="right" if left else "left",
     )  # fmt: skip
 
 
