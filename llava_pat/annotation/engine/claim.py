@@ -18,7 +18,9 @@ from llava_pat.types import DataError
 
 SETTINGS, RUN = "annotation.yaml", "run.json"
 _LOCK = ".lock"
-_OURS = (SETTINGS, RUN, SUMMARY, REGIONS, LEFT_OUT)
+REPORT = "report"
+"""A folder: what llava_pat.annotation.report says about the run."""
+_OURS = (SETTINGS, RUN, SUMMARY, REGIONS, LEFT_OUT, REPORT)
 
 
 @contextmanager
@@ -64,6 +66,6 @@ def _clear(out: Path) -> None:
     """Also when there is no run.json: then a kill came between this and that, and what is left is the old run's."""
     for name in (RUN, SETTINGS, SUMMARY):
         (out / name).unlink(missing_ok=True)
-    for name in (REGIONS, LEFT_OUT):
+    for name in (REGIONS, LEFT_OUT, REPORT):
         if (out / name).is_dir():
             shutil.rmtree(out / name)

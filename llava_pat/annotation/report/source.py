@@ -1,12 +1,6 @@
 """What is reported on: the folder of an annotation run, finished or not, or any regions file.
 
-A run's folder (llava_pat/annotation/engine/shards.py writes it); a shard is finished where its regions are there:
-
-    OUT/annotation.yaml             the settings
-    OUT/run.json                    {"records": path, "image_folder": path, "images": how many, "limit": ..., ...}
-    OUT/regions/part-00000.jsonl    or .parquet
-    OUT/left_out/part-00000.json    {"images": [{"id", "image", "reason", "where"}], "counts": {reason: how many}, ...}
-    OUT/summary.json                when all shards are there
+The layout of a run's folder: llava_pat/annotation/engine/shards.py. A shard is finished where its regions are there.
 """
 
 from __future__ import annotations
@@ -18,14 +12,15 @@ from typing import Any
 
 import yaml
 
+from llava_pat.annotation.engine.claim import RUN, SETTINGS
+from llava_pat.annotation.engine.shards import LEFT_OUT, REGIONS
+from llava_pat.annotation.engine.summary import SUMMARY
 from llava_pat.annotation.items import find_items
 from llava_pat.data.json_files import field as read_field
 from llava_pat.data.json_files import read_json
 from llava_pat.data.records import load_records
 from llava_pat.data.region_rows import find_shards
 from llava_pat.types import DataError
-
-RUN, SETTINGS, SUMMARY, REGIONS, LEFT_OUT = "run.json", "annotation.yaml", "summary.json", "regions", "left_out"
 
 
 @dataclass(frozen=True)

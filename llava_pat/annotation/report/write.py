@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llava_pat import __version__
+from llava_pat.annotation.engine.claim import REPORT
 from llava_pat.annotation.report.captions import NounFinder
 from llava_pat.annotation.report.measure import Grid
 from llava_pat.annotation.report.metrics import build_metrics
@@ -74,7 +75,7 @@ def _folder(options: ReportOptions, source: Source) -> Path:
             raise DataError(f"{options.out} is a file; --out is a folder")
         return options.out
     if source.run is not None:
-        return source.path / "report"
+        return source.path / REPORT
     path = source.path.resolve()
     return path.with_name(f"{path.stem if path.is_file() else path.name}_report")
 
