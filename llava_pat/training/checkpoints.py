@@ -18,7 +18,6 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llava_pat.training.checkpoint_files import damage, seal, to_disk
@@ -47,36 +46,35 @@ def gathered(*modules: torch.nn.Module) -> Iterator[None]:
 
 
 def last_checkpoint(output_dir: str | os.PathLike, closely: bool = True) -> str | None:
-    """The newest `checkpoint-N` that is whole, with a warning for each newer one that is not; None without any.
+    """The newest `checkpoint-N` that is whole; None without any.
 
-    closely: every byte is compared with what was written (about a second a gigabyte), not only names and sizes.
+    closely: every byte is compared with what was written (about a second a gigabyte), with a warning for each newer
+    checkpoint that is not whole; otherwise names and sizes are compared, in silence.
     """
     for path in _checkpoints(Path(output_dir)):
         problem = damage(path, closely)
         if problem is None:
             return str(path)
-        logger.warning("%s is left out: %s", path, problem)
+        if closely:
+            logger.warning("%s is left out: %s", path, problem)
     return None
 
 
-def checkpoint_to_go_on_from(folder: Path, main: bool) -> str | None:
-    """`last_checkpoint` of an output folder, looked for by the first rank (`main`) and told to the others.
+def checkpoint_to_go_on_from(folder: Path) -> str | None:
+    """`last_checkpoint` of a run's folder, for one rank to look for. Removes what a killed save left.
 
-    Removes what a killed save left. ConfigError when there are checkpoints and none is whole: a run that starts again
-    in silence would throw away what it has.
+    ConfigError when there are checkpoints and none is whole: a run that starts again in silence would throw away what
+    it has.
     """
-    found: list[str | None] = [None]
-    if main:
-        _sweep(folder)
-        found = [last_checkpoint(folder)]
-        if found == [None] and (left := _checkpoints(folder)):
-            raise ConfigError(
-                f"{folder}: none of its checkpoints is whole ({', '.join(path.name for path in left)}: see above). Put "
-                "back what is missing, or remove them to start this run again from its first step"
-            )
-    if dist.is_available() and dist.is_initialized():
-        dist.broadcast_object_list(found)
-    return found[0]
+    _sweep(folder)
+    found = last_checkpoint(folder)
+    left = _checkpoints(folder)
+    if found is None and left:
+        raise ConfigError(
+            f"{folder}: none of its checkpoints is whole ({', '.join(path.name for path in left)}: see above). Put "
+            "back what is missing, or remove them to start this run again from its first step"
+        )
+    return found
 
 
 def aside(checkpoint: Path) -> Path:

@@ -26,11 +26,9 @@ class RunFailed(RuntimeError):
 
 
 class Preempted(RuntimeError):
-    """The run was asked to stop, and saved a checkpoint first. status: of the process."""
+    """The run was asked to stop, and saved a checkpoint first."""
 
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
+    status = 143
 
 
 @contextlib.contextmanager

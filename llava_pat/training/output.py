@@ -30,7 +30,7 @@ _OF_A_MODEL = (PROJECTOR_BIN, "config.json", "adapter_config.json")
 # May change between the start of a run and its resumption without making it another run.
 _FREE = {
     "report_to", "run_name", "logging_steps", "logging_strategy", "save_total_limit", "save_steps", "save_strategy",
-    "dataloader_num_workers", "eval_steps", "eval_strategy", "per_device_eval_batch_size", "output_dir",
+    "ddp_timeout", "dataloader_num_workers", "eval_steps", "eval_strategy", "per_device_eval_batch_size", "output_dir",
 }  # fmt: skip
 
 # Settings that came after runs had been written, and what those runs did: they stay resumable.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.distributed_c10d as c10d
 from transformers import TrainerCallback
 
 T = TypeVar("T")
@@ -24,7 +26,13 @@ def join_ranks(values: Mapping[str, Any]) -> None:
     import deepspeed
 
     if not deepspeed.comm.is_initialized():
-        deepspeed.init_distributed(dist_backend="gloo")
+        deepspeed.init_distributed(dist_backend="gloo", timeout=timedelta(seconds=values["ddp_timeout"]))
+
+
+def limit_waiting(seconds: float) -> None:
+    """Every group of ranks gives up after --ddp_timeout; those that DeepSpeed makes have torch's defaults otherwise."""
+    for group in list(c10d._world.pg_map):
+        c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
 
 def from_first(value: T) -> T:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import time
@@ -29,8 +30,10 @@ from llava_pat.training.flags import ConfigError
 from llava_pat.training.measure import Probe
 from llava_pat.training.order import train_sampler
 from llava_pat.training.parts import Parts, blamed_on, build_parts, compute_dtype, refuse_missing_folder
+from llava_pat.training.phases import Phases, phase, watching
+from llava_pat.training.preemption import StopWhenAsked
 from llava_pat.training.progress import StepLines, table
-from llava_pat.training.ranks import DrawApart
+from llava_pat.training.ranks import DrawApart, from_first
 from llava_pat.training.rehearsal import rehearse
 from llava_pat.training.run_config import write_config
 from llava_pat.training.task import AlignedTraining
@@ -41,17 +44,21 @@ logger = logging.getLogger(__name__)
 
 Arguments = PretrainArguments | FinetuneArguments
 
+_TRAINED = (
+    "Free some space, and give the same command again: it goes on from the last checkpoint, where training is done"
+)
+
 
 def pretrain(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Stage 1 from a command line: trains the projector, returns what metrics.json holds."""
-    return _run(parse_pretrain(argv))
+    return _watched(parse_pretrain(argv))
 
 
 def finetune(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Stage 2 from a command line: trains projector and language model, returns what metrics.json holds."""
     arguments = parse_finetune(argv)
     _refuse_unreadable_name(arguments)
-    return _run(arguments)
+    return _watched(arguments)
 
 
 def _refuse_unreadable_name(arguments: FinetuneArguments) -> None:
@@ -65,22 +72,28 @@ def _refuse_unreadable_name(arguments: FinetuneArguments) -> None:
         raise ConfigError(f"--output_dir {folder}: {'; '.join(problems)}")
 
 
+def _watched(arguments: Arguments) -> dict[str, Any]:
+    with watching(arguments.training.ddp_timeout) if arguments.training.world_size > 1 else contextlib.nullcontext():
+        return _run(arguments)
+
+
 def _run(arguments: Arguments) -> dict[str, Any]:
     training = arguments.training
     folder = Path(training.output_dir)
     main = training.process_index == 0
-    ours = output.claim(arguments, folder)
+    resumable = output.claim(arguments, folder) and main
     done = output.finished(folder)
     if done is not None:
         _say(main, f"{folder} holds this run, finished. Delete it or give another --output_dir to run again.")
         _say(main, table(done))
         return done
-    checkpoint = checkpoint_to_go_on_from(folder, main) if ours else None
+    checkpoint = from_first(checkpoint_to_go_on_from(folder) if resumable else None)
 
     set_seed(training.seed)
     parts = build_parts(arguments)
     task = build_task(arguments, parts)
-    checked = check_data(parts, arguments.data, main)
+    with phase("the data check, which the first rank does"):
+        checked = check_data(parts, arguments.data, main)
     parts = parts._replace(train=checked.train, held_out=checked.held_out)
     weights = build_weights(arguments, task, parts)
     if main:
@@ -90,7 +103,8 @@ def _run(arguments: Arguments) -> dict[str, Any]:
             write_config(arguments, folder / output.CONFIG)  # last: from here on the folder is this run's
     features: dict[str, Any] = {}
     if arguments.data.feature_cache is not None:
-        parts, features = with_feature_cache(parts, arguments, main)
+        with phase("the feature cache"):
+            parts, features = with_feature_cache(parts, arguments, main)
 
     trainer = build_trainer(
         arguments,
@@ -102,12 +116,16 @@ def _run(arguments: Arguments) -> dict[str, Any]:
     )
     if checkpoint:
         _say(main, f"going on from {checkpoint}")
+    asked = StopWhenAsked()
+    trainer.add_callback(asked)
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with asked.listening():
+        trainer.train(resume_from_checkpoint=checkpoint)
+    asked.raise_if_asked(trainer.state.global_step, trainer.state.max_steps)
     seconds = time.perf_counter() - started
     after = trainer.measure()
 
-    with writing("the finished model", folder, "free some space, and give the same command again: training is done"):
+    with phase("saving the finished model"), writing("the finished model", folder, _TRAINED):
         trainer.save_model()
         trainer.save_state()
     metrics = summary(arguments, trainer.state.global_step, checkpoint, seconds, trainer.initial, after)
@@ -234,7 +252,7 @@ def build_trainer(
         online_words=parts.words.online if parts.words else None,
         initial=initial,
         on_initial=on_initial,
-        callbacks=[StepLines(), DrawApart()],
+        callbacks=[StepLines(), DrawApart(), Phases()],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)

@@ -24,23 +24,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
-from transformers import Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from llava_pat.data.collate import patch_regions, patch_words
 from llava_pat.models.padding_free import check_boundaries
 from llava_pat.models.vlm import VisionLanguageModel
-from llava_pat.training.checkpoints import TRAINER_STATE, aside, discard, last_checkpoint, publish, rotate
-from llava_pat.training.failures import writing
+from llava_pat.training.checkpoints import TRAINER_STATE, last_checkpoint
 from llava_pat.training.flags import ConfigError
 from llava_pat.training.measure import Probe
 from llava_pat.training.parts import compute_dtype
 from llava_pat.training.patch_words import OnlineWords
+from llava_pat.training.phases import phase
+from llava_pat.training.ranks import limit_waiting
+from llava_pat.training.saving import SavingTrainer
 from llava_pat.training.task import AlignedTraining, Divisors
 from llava_pat.training.weights import Weights
 from llava_pat.types import IGNORE_INDEX
-
-_MORE_SPACE = "free some space (--save_total_limit says how many checkpoints are kept), and give the same command again"
 
 
 def alignment_log(sums: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
@@ -72,7 +70,7 @@ def alignment_log(sums: Mapping[str, float], weights: Mapping[str, float]) -> di
     return {**log, "alignment_items": items_of_all}
 
 
-class AlignedTrainer(Trainer):
+class AlignedTrainer(SavingTrainer):
     """Trains an AlignedTraining module.
 
     probe: measures the held-out data set (`eval_dataset`) in `evaluate`.
@@ -111,7 +109,6 @@ class AlignedTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
         self._sums: dict[str, Tensor] = {}
-        self._saving_in: Path | None = None  # where checkpoints go while one is written
         self._window: list[Tensor] = []  # data set places of the samples since the last optimizer step
         self._log_clock = time.perf_counter()
         self._samples_since_log = 0
@@ -193,6 +190,12 @@ class AlignedTrainer(Trainer):
             logs |= self._drain_sums()
         super().log(logs, start_time)
 
+    def log_window(self) -> dict[str, Tensor]:
+        return self._sums
+
+    def restore_log_window(self, sums: dict[str, Tensor]) -> None:
+        self._sums = {name: value.to(self.args.device) for name, value in sums.items()}
+
     def _drain_sums(self) -> dict[str, float]:
         """Means since the last log line over all ranks, throughput, and the weight that the last step used."""
         names = sorted(self._sums)
@@ -237,7 +240,7 @@ class AlignedTrainer(Trainer):
         # ZeRO-3 gathers weights with all ranks: one that has run out of samples goes on with any.
         missing = most - math.ceil(len(mine) / size) if ask is not None else 0
         # In the precision that trains: transformers puts autocast around its own forward alone.
-        with self.accelerator.autocast():
+        with phase("the held-out measures"), self.accelerator.autocast():
             return self.probe.measure(
                 model, self._batches(mine), self._all_reduce, ask, self._batches([0] * missing, size=1)
             )
@@ -307,40 +310,6 @@ class AlignedTrainer(Trainer):
 
     # ---- checkpoints
 
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """transformers' files, written aside by every rank; the first then moves them into place whole."""
-        checkpoint = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        kept = last_checkpoint(self.args.output_dir, closely=False)
-        way_out = f"{f'{kept} is as it was' if kept else 'No checkpoint was written yet'}; {_MORE_SPACE}"
-        try:
-            with writing(str(checkpoint), Path(self.args.output_dir), way_out):
-                self._save_aside(model, trial, checkpoint)
-        except BaseException:
-            if self.args.should_save:
-                discard(checkpoint)
-            raise
-        if self.args.should_save:
-            best = self.state.best_model_checkpoint
-            rotate(checkpoint, self.args.save_total_limit, keep=() if best is None else (best,))
-
-    def _save_aside(self, model: torch.nn.Module, trial: Any, checkpoint: Path) -> None:
-        self._saving_in = aside(checkpoint).parent
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._saving_in = None
-        if self.state.best_model_checkpoint == str(aside(checkpoint)):
-            self.state.best_model_checkpoint = str(checkpoint)
-            if self.args.should_save:
-                self.state.save_to_json(str(aside(checkpoint) / TRAINER_STATE))
-        if self.args.world_size > 1:
-            dist.barrier()  # under DeepSpeed every rank writes
-        if self.args.should_save:
-            publish(checkpoint)
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return super()._get_output_dir(trial) if self._saving_in is None else str(self._saving_in)
-
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The stage's files into `output_dir`; for a checkpoint with every bit of the weights. Called on every rank."""
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)
@@ -375,6 +344,7 @@ class AlignedTrainer(Trainer):
         if self.model.model.padding_free:  # as soon as weights and attention are where they will run
             with self.accelerator.autocast():
                 check_boundaries(self.model.model, self._ask_engine if self._is_sharded() else None)
+        limit_waiting(self.args.ddp_timeout)
         if self.initial is None:
             self.initial = self.measure()
             self._log_clock = time.perf_counter()

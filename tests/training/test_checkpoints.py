@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llava_pat.training import trainer as trainer_module
+from llava_pat.training import saving
 from llava_pat.training.checkpoint_files import FILES, damage, seal
 from llava_pat.training.checkpoints import (
     ASIDE,
@@ -83,12 +83,11 @@ def test_the_list_is_checked_by_hand(tmp_path: Path) -> None:
 
 
 def test_none_is_whole(tmp_path: Path) -> None:
-    assert last_checkpoint(tmp_path / "absent") is None and checkpoint_to_go_on_from(tmp_path / "absent", True) is None
+    assert last_checkpoint(tmp_path / "absent") is None and checkpoint_to_go_on_from(tmp_path / "absent") is None
     write(tmp_path, 2, sealed=False)
     assert last_checkpoint(tmp_path) is None
     with pytest.raises(ConfigError, match="none of its checkpoints is whole .checkpoint-2"):
-        checkpoint_to_go_on_from(tmp_path, True)
-    assert checkpoint_to_go_on_from(tmp_path, False) is None, "only the first rank looks"
+        checkpoint_to_go_on_from(tmp_path)
 
 
 def test_what_a_killed_save_left_is_removed(tmp_path: Path) -> None:
@@ -97,8 +96,7 @@ def test_what_a_killed_save_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / ".rehearsal-x").mkdir()
     (tmp_path / ".metrics_init.json.17").write_text("{")
     (tmp_path / "metrics_init.json").write_text("{}")
-    assert checkpoint_to_go_on_from(tmp_path, False) is None and ASIDE in names(tmp_path)
-    assert checkpoint_to_go_on_from(tmp_path, True) == str(whole)
+    assert checkpoint_to_go_on_from(tmp_path) == str(whole)
     assert names(tmp_path) == {"checkpoint-2", "metrics_init.json"}
 
 
@@ -149,13 +147,13 @@ def test_a_disk_that_takes_no_more(world, tmp_path: Path, monkeypatch, capsys: p
     """
     out = tmp_path / "llava-run"
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    publish_, seen = trainer_module.publish, []
+    publish_, seen = saving.publish, []
 
     def then_full(checkpoint: Path) -> None:
         publish_(checkpoint)
         resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
 
-    monkeypatch.setattr(trainer_module, "publish", then_full)
+    monkeypatch.setattr(saving, "publish", then_full)
     try:
         with pytest.raises(SystemExit) as exit_:
             run_to_exit(lambda: pretrain(world.argv(out, save_total_limit=1)))
@@ -174,7 +172,7 @@ def test_a_disk_that_takes_no_more(world, tmp_path: Path, monkeypatch, capsys: p
         publish_(checkpoint)
         seen.append(sorted(path.name for path in out.glob("checkpoint-*")))
 
-    monkeypatch.setattr(trainer_module, "publish", watched)
+    monkeypatch.setattr(saving, "publish", watched)
     assert pretrain(world.argv(out, save_total_limit=1))["resumed_from_step"] == 2
     assert seen == [["checkpoint-2", "checkpoint-4"], ["checkpoint-4", "checkpoint-6"]]
     assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-6"] and not (out / ASIDE).exists()

@@ -20,7 +20,7 @@ from llava_pat.data import feature_meta, feature_store, kept_folder
 from llava_pat.models.towers import VisionTower
 from llava_pat.training.launch import run
 from llava_pat.training.stages import finetune, pretrain
-from tests.training.conftest import ROOT
+from tests.training.world import ROOT
 
 POSITIONS, WIDTH = 16, 16
 
