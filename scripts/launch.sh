@@ -16,21 +16,28 @@ launch() {
     if [[ -n "${HOSTFILE:-}" ]]; then
         [[ -f "$HOSTFILE" ]] || { echo "HOSTFILE=$HOSTFILE: no such file" >&2; return 1; }
         echo "[launch] deepspeed on the nodes of $HOSTFILE: $*" >&2
-        deepspeed --hostfile "$HOSTFILE" --master_port "$port" "$@"
+        become deepspeed --hostfile "$HOSTFILE" --master_port "$port" "$@"
         return
     fi
     count="${NUM_GPUS:-$(visible_gpus)}"
     if [[ -n "${NNODES:-}" ]]; then
         echo "[launch] node ${NODE_RANK:?set NODE_RANK} of $NNODES, $count processes, by torchrun: $*" >&2
-        torchrun --nnodes "$NNODES" --node_rank "$NODE_RANK" --nproc_per_node "$count" \
+        become torchrun --nnodes "$NNODES" --node_rank "$NODE_RANK" --nproc_per_node "$count" \
             --master_addr "${MASTER_ADDR:?set MASTER_ADDR}" --master_port "$port" "$@"
     elif ((count == 0)) || { ((count == 1)) && (($(visible_gpus) == 0)); }; then
         echo "[launch] one process on the CPU: $*" >&2
-        python "$@"
+        become python "$@"
     else
         echo "[launch] $count processes by torchrun: $*" >&2
-        torchrun --nproc_per_node "$count" --master_port "$port" "$@"
+        become torchrun --nproc_per_node "$count" --master_port "$port" "$@"
     fi
+}
+
+become() {  # COMMAND: in the place of this shell, so that a scheduler's SIGTERM to the script reaches what trains
+    if [[ "$(type -t "$1")" == file ]]; then
+        exec "$@"
+    fi
+    "$@"  # a shell function in its place
 }
 
 config_file() {  # NAME SUFFIX: the YAML that they name, as seen from the repository

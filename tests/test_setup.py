@@ -186,3 +186,18 @@ def test_launcher(environment: dict[str, str], expected: str, tmp_path: Path) ->
     stubs = "; ".join(f'{name}() {{ echo "{name} $*"; }}' for name in ("python", "torchrun", "deepspeed"))
     done = run(f"{stubs}; source '{ROOT}/scripts/launch.sh'; launch train/x.py --flag 'v w'", tmp_path, **environment)
     assert done.stdout.strip() == expected, done.stderr
+
+
+def test_the_launcher_takes_the_place_of_the_script(tmp_path: Path) -> None:
+    """A signal to the script's process is one to the training: Kubernetes and others signal no more than that."""
+    stub = tmp_path / "bin" / "python"
+    stub.parent.mkdir()
+    stub.write_text("#!/bin/sh\necho $$; exit 143\n")
+    stub.chmod(0o755)
+    done = run(
+        f"export PATH='{stub.parent}':$PATH; source '{ROOT}/scripts/launch.sh'; echo $$; launch train/x.py",
+        tmp_path,
+        NUM_GPUS="0",
+    )
+    script, training = done.stdout.split()
+    assert script == training and done.returncode == 143
