@@ -22,6 +22,8 @@ FLOOR = {
     "labelling": 2,
     "annotation": 2,
     "convert": 3,
+    "performance": 3,
+    "profile": 4,
 }
 ENTRY_FOLDERS = ("train", "eval")
 SOURCES = sorted(PACKAGE.rglob("*.py"))
