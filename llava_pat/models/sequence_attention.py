@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from llava_pat.models.causal_attention import causal_attention, is_faster
 from llava_pat.types import DataError
 
 BY_SEQUENCE = "sdpa_by_sequence"
@@ -33,8 +34,9 @@ def attend_by_sequence(
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query [1, H, S, d], key and value [1, H or fewer, S, d] -> [1, S, H, d].
 
-    As transformers' sdpa on each sequence by itself. transformers builds no mask for an implementation of ours.
-    DataError when the boundaries did not come through the model's layers, or a mask came.
+    As transformers' sdpa on each sequence by itself, or causal_attention.py where that is faster. transformers builds
+    no mask for an implementation of ours. DataError when the boundaries did not come through the model's layers, or a
+    mask came.
     """
     if attention_mask is not None:
         raise DataError(
@@ -47,11 +49,31 @@ def attend_by_sequence(
         )
     # Split and not sliced: a slice's gradient is as long as the row.
     sequences = zip(*(states.split(sequence_lengths, dim=2) for states in (query, key, value)), strict=True)
-    outputs = [
-        sdpa_attention_forward(module, *states, _window(states[0], sliding_window), **keywords)[0]
-        for states in sequences
-    ]
+    outputs = [_attend(module, *states, _window(states[0], sliding_window), keywords) for states in sequences]
     return torch.cat(outputs, dim=1), None
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, window: Tensor | None, keywords: dict[str, Any]
+) -> Tensor:
+    """One sequence -> [1, T, H, d]."""
+    if window is None and _is_plain(module, keywords) and is_faster(query, key):
+        scaling = keywords.get("scaling")
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return causal_attention(query, key, value, scale).transpose(1, 2)
+    return sdpa_attention_forward(module, query, key, value, window, **keywords)[0]
+
+
+def _is_plain(module: nn.Module, keywords: dict[str, Any]) -> bool:
+    """Whether transformers' sdpa would be causal attention and nothing besides."""
+    causal = keywords.get("is_causal")
+    if causal is None:
+        causal = module.is_causal if hasattr(module, "is_causal") else True
+    return (
+        causal
+        and not any(keywords.get(name) for name in ("dropout", "softcap", "cache"))
+        and (keywords.get("position_bias") is None)
+    )
 
 
 def _window(query: Tensor, sliding_window: int | None) -> Tensor | None:

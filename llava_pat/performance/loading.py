@@ -71,7 +71,7 @@ def _made_up_data(model: VisionLanguageModel, sequences: int, text_tokens: int) 
         (folder / "records.json").write_text(json.dumps(records), encoding="utf-8")
         geometry = CenterCrop(model.image_size, _CLIP_MEAN, _CLIP_STD)
         dataset = LlavaDataset(
-            load_records(folder / "records.json"), folder, get_template("plain"), _byte_tokenizer(), geometry,
+            load_records(folder / "records.json"), folder, get_template("plain"), byte_tokenizer(), geometry,
             model.patch_size,
         )  # fmt: skip
         yield dataset, sum((folder / file).stat().st_size for file in files) / len(files)
@@ -87,7 +87,7 @@ def _photograph(seed: int) -> Image.Image:
     return Image.fromarray(np.clip(smooth + grain, 0, 255).astype(np.uint8))
 
 
-def _byte_tokenizer() -> PreTrainedTokenizerFast:
+def byte_tokenizer() -> PreTrainedTokenizerFast:
     """A token for every byte: a tokenizer without files."""
     vocabulary = {token: number for number, token in enumerate(["<unk>", "<s>", "</s>"])}
     for letter in sorted(pre_tokenizers.ByteLevel.alphabet()):

@@ -141,10 +141,10 @@ def _measure(
     phases = Phases([clock])
     step_seconds, sums = [], {}
     with watched(task, phases):
-        trainee.step(batch, phases)
+        trainee.step([batch], phases)
         for _ in range(steps):
             clock.reset()
-            trainee.step(batch, phases)
+            trainee.step([batch], phases)
             seconds = clock.seconds()
             step_seconds.append(sum(seconds.values()))
             sums = {name: sums.get(name, 0.0) + value for name, value in seconds.items()}
@@ -168,9 +168,9 @@ def _peaks(trainee: Trainee, batch: Mapping[str, Tensor], device: torch.device) 
         base, memory = torch.cuda.memory_allocated(), GpuMemory()
         phases = Phases([memory])
         with watched(trainee.task, phases):
-            trainee.step(batch, phases)
+            trainee.step([batch], phases)
         above = {name: peak - base for name, peak in memory.peaks.items()}
         return max(above.values()), above
     phases = Phases([TraceMarks()])
     with watched(trainee.task, phases):
-        return cpu_peaks(lambda: trainee.step(batch, phases))
+        return cpu_peaks(lambda: trainee.step([batch], phases))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from llava_pat.performance import phases as names
 from llava_pat.performance.phases import Phases
 from llava_pat.performance.shapes import Recipe
 from llava_pat.training.task import AlignedTraining
+from llava_pat.types import IGNORE_INDEX
 
 _HALF_WAY = (1, 2)  # step and total_steps: objectives that ramp their weight are at half strength, not at 0
 _MAX_GRAD_NORM = 1.0  # transformers' default, which the recipe leaves as it is
@@ -25,20 +26,25 @@ class Trainee:
         self.trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-5)
 
-    def step(self, batch: Mapping[str, Tensor], phases: Phases | None = None) -> Tensor:
-        """Forward, backward, update -> the loss, detached. `phases` are told of the boundaries (see phases.watched)."""
+    def step(self, batches: Sequence[Mapping[str, Tensor]], phases: Phases | None = None) -> Tensor:
+        """Forward and backward of each micro-batch, update -> the loss, detached: the mean over all supervised tokens.
+
+        `phases` are told of the boundaries (see phases.watched).
+        """
         phases = phases if phases is not None else Phases(())
-        phases.switch(names.OTHER)
-        loss = self.backward(batch, phases)
+        counts = [int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in batches]
+        losses = []
+        for batch, count in zip(batches, counts, strict=True):
+            phases.switch(names.OTHER)
+            losses.append(self._backward(batch, phases, count / sum(counts)))
         phases.switch(names.OPTIMIZER)
         torch.nn.utils.clip_grad_norm_(self.trained, _MAX_GRAD_NORM)
         self.optimizer.step()
         self.optimizer.zero_grad()
         phases.switch(None)
-        return loss
+        return torch.stack(losses).sum()
 
-    def backward(self, batch: Mapping[str, Tensor], phases: Phases, share: float = 1.0) -> Tensor:
-        """Forward and backward of one micro-batch, which is `share` of the step -> its loss, detached."""
+    def _backward(self, batch: Mapping[str, Tensor], phases: Phases, share: float) -> Tensor:
         step, total_steps = _HALF_WAY
         with self.autocast():
             loss = self.task(batch, step=step, total_steps=total_steps)["loss"] * share

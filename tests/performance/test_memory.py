@@ -29,8 +29,8 @@ def test_the_plan_is_what_the_allocator_records(
     batch = made_up_batch(task.model, 8, 150, uneven=True)
     phases = Phases([TraceMarks()])
     with watched(task, phases):
-        trainee.step(batch, phases)  # makes the optimizer's state, which is not counted
-        _, by_phase = cpu_peaks(lambda: trainee.step(batch, phases))
+        trainee.step([batch], phases)  # makes the optimizer's state, which is not counted
+        _, by_phase = cpu_peaks(lambda: trainee.step([batch], phases))
     recorded = max(size for phase, size in by_phase.items() if phase != names.OPTIMIZER)
     # operators take a few kB inside, which counts at this size alone
     assert planned.with_gradients == pytest.approx(recorded, rel=0.02)

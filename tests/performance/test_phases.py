@@ -39,7 +39,7 @@ def test_a_steps_phases_in_their_order(tiny: Shape, trains: str) -> None:
     diary = Diary()
     phases = Phases([diary])
     with watched(subject.task, phases):
-        subject.step(batch, phases)
+        subject.step([batch], phases)
     worked = [entry for entry in diary.entries if entry not in (names.OTHER, None)]
     assert worked == [phase for phase in names.PHASES if phase != names.OTHER]
     assert diary.entries[-1] is None
@@ -62,12 +62,12 @@ def test_watching_changes_no_number(tiny: Shape) -> None:
         phases = Phases([PhaseClock(CPU)])
         if watch:
             with watched(subject.task, phases):
-                losses.append([float(subject.step(batch, phases)) for _ in range(3)])
+                losses.append([float(subject.step([batch], phases)) for _ in range(3)])
             assert "project" not in vars(subject.task.model)  # nothing is left behind
             objective = subject.task.objective.parts[""]
             assert not objective._forward_hooks and not objective._forward_pre_hooks
         else:
-            losses.append([float(subject.step(batch)) for _ in range(3)])
+            losses.append([float(subject.step([batch])) for _ in range(3)])
     assert losses[0] == losses[1]
     assert losses[0][2] < losses[0][0]  # it trains
 
@@ -76,5 +76,5 @@ def test_boundaries_go_away_after_an_error(tiny: Shape) -> None:
     subject, batch = trainee(tiny)
     phases = Phases([])
     with pytest.raises(KeyError), watched(subject.task, phases):
-        subject.step({"pixel_values": batch["pixel_values"]}, phases)
+        subject.step([{name: batch[name] for name in ("pixel_values", "labels")}], phases)
     assert "encode_images" not in vars(subject.task.model)
