@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             trains="projector" if options.stage == 1 else "lora" if options.lora else "all",
             dtype=shape.dtype if options.dtype is None else getattr(torch, options.dtype),
             checkpointing=options.checkpointing,
+            padding_free=options.padding_free,
             attention=options.attention,
             objectives=plan_objectives(options.alignment, {}, 5.0, None),
         )
@@ -66,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--lora", action="store_true", help="stage 2 by LoRA (r 128)")
     parser.add_argument("--alignment", default="none", help="objective, as in training (default: none)")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
+    parser.add_argument("--padding_free", action="store_true", help="sequences end to end, as in training")
     parser.add_argument("--attention", choices=("sdpa", "eager", "flash_attention_2"), default="sdpa")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="default: the shape's")
     parser.add_argument("--batch_size", type=int, help="sequences of a micro-batch (default: the shape's)")

@@ -92,12 +92,14 @@ class Recipe:
     trains: "projector" (stage 1), "all" of the language model and the projector (stage 2), or "lora" and the projector.
     masters: weights that train are fp32 under autocast; False: all are in `dtype`, as under DeepSpeed.
     tower_layers: layers of the tower that train, as VisionLanguageModel.set_trainable counts.
+    padding_free: --padding_free (models/padding_free.py).
     """
 
     trains: Trains
     dtype: torch.dtype
     masters: bool = True
     checkpointing: bool = False
+    padding_free: bool = False
     projector_trains: bool = True
     tower_layers: int = 0
     attention: str = "sdpa"
@@ -141,6 +143,8 @@ def build_task(shape: Shape, recipe: Recipe, device: torch.device | str) -> Alig
             for parameter in task.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.to(recipe.dtype)
+    if recipe.padding_free:
+        model.remove_padding()
     task.train()
     if recipe.checkpointing:
         model.gradient_checkpointing_enable()

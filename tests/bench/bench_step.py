@@ -10,7 +10,7 @@ machine is needed for seconds; cpu_seconds (all threads of the process) bear som
 is gone on from when its settings are the same: a killed benchmark loses one round.
 
 A contestant is NAME, with options behind colons and the size of its micro-batches behind @:
-ours[:checkpointing][:pat|:sea|...][:eager], hf[:plain] (plain: no gradient checkpointing), trl, llava.
+ours[:padding_free][:checkpointing][:eager][:pat|:sea|...], hf[:plain] (plain: no gradient checkpointing), trl, llava.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ def enter(text: str, task: Task, weights: Weights, options: argparse.Namespace) 
     name, *settings = described.split(":")
     micro_batch = int(micro) if micro else None
     if name == "ours":
-        switches = {"checkpointing", "eager"} & set(settings)
+        switches = {"checkpointing", "eager", "padding_free"} & set(settings)
         objectives = [setting for setting in settings if setting not in switches]
         recipe = Recipe(
             task.trains, task.shape.dtype, checkpointing="checkpointing" in switches,
-            attention="eager" if "eager" in switches else "sdpa",
+            padding_free="padding_free" in switches, attention="eager" if "eager" in switches else "sdpa",
             objectives=plan_objectives("+".join(objectives) or "none", {}, 5.0, None),
         )  # fmt: skip
         return Ours(text, task, recipe, weights, micro_batch)
@@ -80,7 +80,7 @@ def check_losses(first: dict[str, Sample], tolerance: float) -> None:
 
 
 def adds_a_loss(name: str) -> bool:
-    return bool(set(name.partition("@")[0].split(":")[1:]) - {"checkpointing", "eager", "plain"})
+    return bool(set(name.partition("@")[0].split(":")[1:]) - {"checkpointing", "eager", "padding_free", "plain"})
 
 
 def summary(rounds: list[dict[str, dict]], flops: float, rate: float) -> dict[str, dict]:
@@ -101,7 +101,9 @@ def summary(rounds: list[dict[str, dict]], flops: float, rate: float) -> dict[st
 
 def table(report: dict) -> str:
     first = report["settings"]["contestants"][0]
-    lines = [f"{'':24}{'seconds':>9}{'over ' + first:>24}{'cpu seconds':>13}{'over it':>9}{'of rate':>9}{'peak MiB':>10}"]
+    lines = [
+        f"{'':24}{'seconds':>9}{'over ' + first:>24}{'cpu seconds':>13}{'over it':>9}{'of rate':>9}{'peak MiB':>10}"
+    ]
     for name, entry in report["summary"].items():
         least, median, most = entry["seconds_ratio"]
         cpu = entry["cpu_seconds_ratio"][1]
@@ -150,8 +152,9 @@ def main() -> None:
         keep(options.json, report)
     for contestant in contestants:
         contestant.close()
-    print(f"{shape.name}, {trains}, {work}, {report['flops'] / 1e12:.3f} TFLOP a step; first losses agree: "
-          f"{', '.join(f'{sample.loss:.5f}' for sample in first.values())}; {len(report['rounds'])} rounds")  # fmt: skip
+    losses = ", ".join(f"{loss:.5f}" for loss in report["first_losses"].values())
+    print(f"{shape.name}, {trains}, {work}, {report['flops'] / 1e12:.3f} TFLOP a step, {len(report['rounds'])} rounds")
+    print(f"first losses agree: {losses}")
     print(f"matrix products {report['matrix_rate'] / 1e12:.3f} TFLOP/s on {settings['machine']}\n\n{table(report)}")
 
 

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from tempfile import TemporaryDirectory
 
 import torch
-from contestants.base import LEARNING_RATE, LORA, MAX_GRAD_NORM, Sample, Task, Weights, timed, with_memory
-from contestants.ours import take
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration, Trainer, TrainingArguments
 
+from contestants.base import LEARNING_RATE, LORA, MAX_GRAD_NORM, Sample, Task, Weights, timed, with_memory
+from contestants.ours import take
 from llava_pat.models.checkpointing import enable_gradient_checkpointing
 from llava_pat.performance.made_up import made_up_micro_batches
 from llava_pat.performance.shapes import Recipe, build_task

@@ -8,11 +8,11 @@ import tempfile
 from pathlib import Path
 
 import torch
-from contestants.base import LEARNING_RATE, MAX_GRAD_NORM, Sample, Task, Weights
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPImageProcessor
 
+from contestants.base import LEARNING_RATE, MAX_GRAD_NORM, Sample, Task, Weights
 from llava_pat.performance.made_up import made_up_batch
 from llava_pat.performance.shapes import Recipe, build_task
 from llava_pat.types import IMAGE_TOKEN_INDEX
@@ -79,7 +79,9 @@ def write_folder(folder: Path, task: Task, weights: Weights) -> None:
     CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side}).save_pretrained(
         folder / "clip"
     )
-    torch.save({f"model.mm_projector.{key}": value for key, value in weights.projector.items()}, folder / "mm_projector.bin")
+    torch.save(
+        {f"model.mm_projector.{key}": value for key, value in weights.projector.items()}, folder / "mm_projector.bin"
+    )
     save_file(_batch(task), folder / "batch.safetensors")
     settings = {
         "dtype": dtype, "trains": task.trains, "select_layer": task.shape.select_layer, "checkpointing": True,

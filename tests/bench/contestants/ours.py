@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from contestants.base import Sample, Task, Weights, timed, with_memory
 from torch import Tensor, nn
 
+from contestants.base import Sample, Task, Weights, timed, with_memory
 from llava_pat.alignment import requirements
 from llava_pat.performance.made_up import made_up_micro_batches
 from llava_pat.performance.phases import Phases

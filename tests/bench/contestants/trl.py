@@ -9,11 +9,11 @@ from __future__ import annotations
 from tempfile import TemporaryDirectory
 
 import torch
-from contestants.base import Task, Weights
-from contestants.hf import TrainerSteps, build_hf
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
+from contestants.base import Task, Weights
+from contestants.hf import TrainerSteps, build_hf
 from llava_pat.performance.loading import byte_tokenizer
 
 
