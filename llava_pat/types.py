@@ -25,14 +25,19 @@ IMAGE_TOKEN_INDEX = -200
 
 IMAGE_TOKEN = "<image>"
 
+_MESSAGE = 4000  # characters of an error
+
 
 class DataError(ValueError):
     """A file, record or image that cannot be trained on. The message names it and the way out.
 
     kind: what is wrong in one word, where a check counts such errors (data/check/findings.py).
+    A message quotes what it is about, and that may be of any size: the middle of a long one is left out.
     """
 
     def __init__(self, message: str, kind: str = "data") -> None:
+        if len(message) > _MESSAGE:
+            message = f"{message[: _MESSAGE // 2]} ... {message[-_MESSAGE // 4 :]}"
         super().__init__(message)
         self.kind = kind
 

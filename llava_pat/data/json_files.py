@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from llava_pat.data.json_text import BadJson, parse_json
 from llava_pat.types import DataError
 
 
@@ -17,8 +17,8 @@ def read_json(path: Path) -> Any:
         DataError: the file is missing or no JSON.
     """
     try:
-        return json.loads(_text(path))
-    except json.JSONDecodeError as error:
+        return parse_json(_text(path))
+    except BadJson as error:
         raise DataError(f"{path}: no JSON ({error}); download it again") from error
 
 
@@ -47,8 +47,8 @@ def _numbered(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            item = json.loads(line)
-        except json.JSONDecodeError as error:
+            item = parse_json(line)
+        except BadJson as error:
             raise DataError(f"{path}, line {number}: no JSON ({error})") from error
         if not isinstance(item, dict):
             raise DataError(f"{path}, line {number}: {type(item).__name__} instead of a JSON object")

@@ -11,18 +11,22 @@ question without an answer, or an empty answer, at the end makes it mask the who
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from llava_pat.data.images import with_other_extension
-from llava_pat.data.record_file import read_objects
+from llava_pat.data.json_text import quoted
+from llava_pat.data.record_file import NO_JSON, read_objects
 from llava_pat.types import IMAGE_TOKEN, DataError, Record, Turn
 
 ROLES = ("human", "gpt")
 LEAVES_FOLDER = "path_leaves_folder"
-
+MOST_CHARACTERS = 1_000_000
+"""Of a record's text. It is tokenised before it is cut at model_max_length, and no text of use is as long."""
+_LONGEST_ID = 1000  # characters
 
 OnBad = Literal["error", "skip"]
 
@@ -60,6 +64,8 @@ def load_records(path: str | Path, on_bad: OnBad = "error", broken: list[Skipped
     records, skipped, leading_answers = [], [], 0
     for index, line, raw in _read(file, broken):
         try:
+            if isinstance(raw, DataError):
+                raise raw
             record = parse_record(raw, str(file), index, line)
         except DataError as error:
             if on_bad == "error":
@@ -86,18 +92,29 @@ def parse_record(raw: Any, file: str, index: int, line: int = 0) -> Record:
         raise DataError(
             f"{file}: record {index} is a {type(raw).__name__}, not an object with id and conversations", "no_object"
         )
-    where = f"{file}: record {index} (id {raw.get('id')!r})"
+    where = f"{file}: record {index} (id {quoted(raw.get('id'))})"
     missing = [key for key in ("id", "conversations") if key not in raw]
     if missing:
-        raise DataError(f"{where}: lacks {' and '.join(map(repr, missing))}; it has {sorted(raw)}", "missing_key")
+        raise DataError(
+            f"{where}: lacks {' and '.join(map(repr, missing))}; it has {quoted(sorted(raw))}", "missing_key"
+        )
     if isinstance(raw["id"], bool) or not isinstance(raw["id"], (str, int)):
         raise DataError(f"{where}: 'id' is a {type(raw['id']).__name__}, not a string or a number", "bad_id")
+    if len(str(raw["id"])) > _LONGEST_ID:
+        raise DataError(f"{where}: 'id' has {len(str(raw['id']))} characters, more than {_LONGEST_ID}", "bad_id")
     images = _images(raw, where)
     turns = _turns(raw["conversations"], where)
+    characters = sum(len(turn.value) for turn in turns)
+    if characters > MOST_CHARACTERS:
+        raise DataError(
+            f"{where}: its messages have {characters} characters, more than {MOST_CHARACTERS}; cut it up",
+            "too_much_text",
+        )
     placed = sum(turn.value.count(IMAGE_TOKEN) for turn in turns)
     if placed != len(images):
         raise DataError(
-            f"{where}: its text holds {placed} {IMAGE_TOKEN} but it names {len(images)} image(s) {list(images)}; "
+            f"{where}: its text holds {placed} {IMAGE_TOKEN} but it names {len(images)} image(s) "
+            f"{quoted(list(images))}; "
             f"write one {IMAGE_TOKEN} per image, or leave 'image' out of a text-only record",
             "image_count",
         )
@@ -114,9 +131,10 @@ def resolve_image(image_folder: str | Path, name: str) -> Path:
     published images differ so. Whoever needs the file comes here, so that all find the same one.
     """
     folder = Path(image_folder)
-    if not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
+    if not _is_inside(name):
         raise DataError(
-            f"image {name!r}: names must be relative to the image folder {folder} and stay inside it", LEAVES_FOLDER
+            f"image {quoted(name)}: names must be relative to the image folder {folder} and stay inside it",
+            LEAVES_FOLDER,
         )
     path = with_other_extension(folder / name)
     root = folder.resolve()
@@ -124,25 +142,34 @@ def resolve_image(image_folder: str | Path, name: str) -> Path:
         target = path.resolve()
     except RuntimeError as error:  # before Python 3.13
         raise DataError(
-            f"image {name!r}: is a link that leads to itself; copy the image there", LEAVES_FOLDER
+            f"image {quoted(name)}: is a link that leads to itself; copy the image there", LEAVES_FOLDER
         ) from error
     if not target.is_relative_to(root):
         raise DataError(
-            f"image {name!r}: leads out of the image folder {root} to {target}; copy it inside", LEAVES_FOLDER
+            f"image {quoted(name)}: leads out of the image folder {root} to {target}; copy it inside", LEAVES_FOLDER
         )
     return path
 
 
+def _is_inside(name: str) -> bool:
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    return bool(name) and "\0" not in name and not Path(name).is_absolute() and ".." not in Path(name).parts
+
+
 def _read(file: Path, broken: list[Skipped] | None) -> Iterator[tuple[int, int, Any]]:
-    """(position, line, object) of every record; what is no JSON goes to `broken`, or is a DataError without that."""
+    """(position, line, object or what is wrong with it) of every record; what is no JSON goes to `broken`, or is a
+    DataError without that."""
     objects = read_objects(file)
     if broken is None:
         objects = list(objects)  # a broken file is said before the first bad record
         for _, _, raw in objects:
-            if isinstance(raw, DataError):
+            if isinstance(raw, DataError) and raw.kind == NO_JSON:
                 raise raw
     for index, line, raw in objects:
-        if isinstance(raw, DataError):
+        if isinstance(raw, DataError) and raw.kind == NO_JSON:
             broken.append(Skipped(index, str(raw), raw.kind, line))
         else:
             yield index, line, raw
@@ -152,7 +179,9 @@ def _images(raw: dict[str, Any], where: str) -> tuple[str, ...]:
     image = raw.get("image")
     names = [] if image is None else [image] if isinstance(image, str) else image
     if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
-        raise DataError(f"{where}: 'image' is {image!r}, not a file name or a list of file names", "bad_image_name")
+        raise DataError(
+            f"{where}: 'image' is {quoted(image)}, not a file name or a list of file names", "bad_image_name"
+        )
     return tuple(names)
 
 
@@ -166,7 +195,8 @@ def _turns(conversations: Any, where: str) -> tuple[Turn, ...]:
         role, value = message["from"], message["value"]
         if role not in ROLES:
             raise DataError(
-                f"{where}: message {position} is from {role!r}; known roles are {', '.join(ROLES)}", "unknown_role"
+                f"{where}: message {position} is from {quoted(role)}; known roles are {', '.join(ROLES)}",
+                "unknown_role",
             )
         if position == 0 and role == "gpt" and len(conversations) > 1:
             continue

@@ -5,11 +5,11 @@ A Parquet file has a row where JSONL has a line, with the same keys; it is read 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from llava_pat.data.json_text import BadJson, JsonReader
 from llava_pat.types import DataError
 
 PARQUET = ".parquet"
@@ -75,27 +75,34 @@ def import_pyarrow(file: Path, verb: str) -> Any:
 
 def _lines(file: Path, broken: list[tuple[str, int, DataError]] | None) -> Iterator[tuple[int, Any]]:
     number = 0
+    reader = JsonReader()
     with file.open(encoding="utf-8") as lines:
         try:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     try:
-                        raw = json.loads(line)
-                    except json.JSONDecodeError as error:
+                        raw = _read_line(reader, line, file, number)
+                    except DataError as error:
                         if broken is None:
-                            raise _no_json(file, number, error) from error
-                        broken.append((str(file), number, _no_json(file, number, error)))
+                            raise
+                        broken.append((str(file), number, error))
                         continue
                     yield number, raw
         except UnicodeDecodeError as error:
             raise DataError(f"{file}: not UTF-8 text after line {number} ({error.reason}); save it as UTF-8") from error
 
 
-def _no_json(file: Path, number: int, error: json.JSONDecodeError) -> DataError:
-    return DataError(
-        f"{file}:{number}: bad JSON at column {error.colno}: {error.msg}; one object per line is expected",
-        "bad_regions",
-    )
+def _read_line(reader: JsonReader, line: str, file: Path, number: int) -> Any:
+    try:
+        raw = reader.read_whole(line)
+    except BadJson as error:
+        raise DataError(
+            f"{file}:{number}: bad JSON at column {error.column}: {error.reason}; one object per line is expected",
+            "bad_regions",
+        ) from error
+    if reader.fault is not None:
+        raise DataError(f"{file}:{number}: {reader.fault}", "bad_regions")
+    return raw
 
 
 def _parquet_rows(file: Path) -> Iterator[tuple[int, Any]]:

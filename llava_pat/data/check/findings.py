@@ -26,12 +26,14 @@ class Kind(NamedTuple):
 KINDS: dict[str, Kind] = {
     # the file of records
     "bad_json": Kind("always", "no JSON, or cut off"),
+    "bad_value": Kind("record", "JSON with a key twice in one object, a number without end or half a character"),
     "no_object": Kind("record", "a record that is no object"),
     "missing_key": Kind("record", "no 'id' or no 'conversations'"),
-    "bad_id": Kind("record", "an id that is no string and no number"),
+    "bad_id": Kind("record", "an id that is no string and no number, or longer than 1000 characters"),
     "bad_image_name": Kind("record", "'image' is no name and no list of names"),
     "path_leaves_folder": Kind("record", "an image name that leads out of the folder (absolute, '..', a link)"),
     "empty_conversation": Kind("record", "no messages"),
+    "too_much_text": Kind("record", "more than 1,000,000 characters"),
     "bad_message": Kind("record", "a message without 'from' or 'value', or that is no text"),
     "unknown_role": Kind("record", "a message from somebody else than human and gpt"),
     "not_in_turn": Kind("record", "two messages of one side in a row"),
