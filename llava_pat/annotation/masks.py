@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco
 
+from llava_pat.data.rle import draw_polygons, mask_of_counts
 from llava_pat.types import DataError
 
 Rle = dict[str, Any]
@@ -25,24 +27,20 @@ def encode_mask(mask: np.ndarray) -> Rle:
 def encode_segmentation(segmentation: Any, height: int, width: int) -> Rle:
     """COCO's `segmentation` (polygons, run lengths, compressed run lengths) -> RLE of the pixels that COCO means.
 
-    Raises DataError for what pycocotools would misread, such as polygons of two points, or a mask of another size.
+    Raises DataError for what pycocotools would misread (data/rle.py), polygons of two points, a mask of another size.
     """
     if isinstance(segmentation, Mapping):
         size, counts = segmentation.get("size"), segmentation.get("counts")
         if size != [height, width]:
             raise DataError(f"its mask is {size} (height, width), the image is {[height, width]}")
-        if isinstance(counts, list) and sum(counts) != height * width:
-            raise DataError(f"its run lengths add up to {sum(counts)}, the image has {height * width} pixels")
     elif not isinstance(segmentation, list) or not all(map(_is_polygon, segmentation)) or not segmentation:
         raise DataError("polygons are lists of at least 3 x, y pairs of finite numbers")
     try:
         if isinstance(segmentation, list):
-            return _as_json(coco.merge(coco.frPyObjects(segmentation, height, width)))
-        if isinstance(counts, list):
-            return _as_json(coco.frPyObjects({"size": size, "counts": counts}, height, width))
+            return _as_json(draw_polygons(segmentation, height, width))
         # decoded once: counts that are no run lengths of this size would otherwise end up in the regions file
-        return encode_mask(coco.decode({"size": size, "counts": counts}))
-    except (ValueError, TypeError) as error:
+        return encode_mask(mask_of_counts(counts, height, width))
+    except ValueError as error:
         raise DataError(f"its segmentation cannot be read: {error}") from error
 
 
@@ -77,7 +75,7 @@ def _is_polygon(part: Any) -> bool:
         isinstance(part, list)
         and len(part) >= 6
         and len(part) % 2 == 0
-        and all(isinstance(value, (int, float)) and math.isfinite(value) for value in part)
+        and all(isinstance(value, (int, float)) and abs(value) <= sys.float_info.max for value in part)
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llava_pat.data.images import open_image
+from llava_pat.data.images import UNREADABLE, open_image, unreadable
 
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
@@ -23,4 +23,7 @@ def stored_size(path: Path, where: str) -> tuple[int, int]:
 def is_sideways(path: Path, where: str) -> bool:
     """Whether a viewer turns the stored image by 90 degrees. Decodes some formats: not for every image."""
     with open_image(path, where) as image:
-        return image.getexif().get(_ORIENTATION) in _SIDEWAYS
+        try:
+            return image.getexif().get(_ORIENTATION) in _SIDEWAYS
+        except UNREADABLE as error:  # PIL decodes late
+            raise unreadable(path, where, error) from error

@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor
 
+from llava_pat.data.images import MOST_PIXELS
 from llava_pat.types import DataError
 
 Box = tuple[float, float, float, float]
@@ -58,8 +59,22 @@ class Geometry(ABC):
     def _square(self, image: Image.Image) -> Image.Image:
         """RGB image of any size -> S x S."""
 
+    @abstractmethod
+    def _between(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the largest image that `_square` makes of one of this size."""
+
+    def refuse_shape(self, height: int, width: int) -> None:
+        """DecompressionBombError for an image that is small itself, but so long that its square takes gigabytes."""
+        tall, wide = self._between(height, width)
+        if tall * wide > MOST_PIXELS:
+            raise Image.DecompressionBombError(
+                f"{height} x {width} (height x width) becomes {tall} x {wide} on its way to {self.size} x {self.size}, "
+                f"more than {MOST_PIXELS} pixels"
+            )
+
     def pixels(self, image: Image.Image) -> Tensor:
-        """Any PIL image -> float32 [3, S, S], normalised: the image processor's values."""
+        """Any PIL image -> float32 [3, S, S], normalised: the image processor's values. Errors as `refuse_shape`."""
+        self.refuse_shape(image.height, image.width)
         array = np.asarray(self._square(image.convert("RGB")), dtype=np.float32) * np.float32(self.rescale)
         array = (array - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
@@ -125,6 +140,9 @@ class CenterCrop(Geometry):
         top, left = (new_height - self.size) // 2, (new_width - self.size) // 2
         return Affine(new_width / width, new_height / height, -left, -top)
 
+    def _between(self, height: int, width: int) -> tuple[int, int]:
+        return self._resized(height, width)
+
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         shorter = self.size if self.edge is None else self.edge
         longer = int(shorter * max(height, width) / min(height, width))
@@ -144,6 +162,9 @@ class Squash(Geometry):
     def affine(self, height: int, width: int) -> Affine:
         return Affine(self.size / width, self.size / height, 0.0, 0.0)
 
+    def _between(self, height: int, width: int) -> tuple[int, int]:
+        return self.size, self.size
+
     def _square(self, image: Image.Image) -> Image.Image:
         return image.resize((self.size, self.size), self.resample)
 
@@ -156,6 +177,9 @@ class Pad(Geometry):
         side = max(height, width)
         scale = self.size / side
         return Affine(scale, scale, (side - width) // 2 * scale, (side - height) // 2 * scale)
+
+    def _between(self, height: int, width: int) -> tuple[int, int]:
+        return max(height, width), max(height, width)
 
     def _square(self, image: Image.Image) -> Image.Image:
         side = max(image.size)

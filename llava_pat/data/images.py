@@ -7,11 +7,12 @@ EXIF rotation is not applied, and 16-bit grey is clipped at 255.
 from __future__ import annotations
 
 import os
+import stat
 import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
@@ -20,11 +21,15 @@ from llava_pat.types import DataError
 Depth = Literal["header", "verify", "decode"]
 """How closely an image is looked at: its header; its body where that is cheap; every pixel, as training does."""
 
+MOST_PIXELS = 178_956_970
+"""Of an image; beyond it PIL opens none (2 x Image.MAX_IMAGE_PIXELS)."""
+
 MISSING, BROKEN, TOO_LARGE = "image_missing", "image_broken", "image_too_large"
 _TAIL = 4096  # a whole JPEG has its end marker in its last bytes; trailing metadata is allowed this much
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".gif", ".webp")  # tried in this order
 _FORMATS = {".jpg": ("JPEG", "MPO"), ".jpeg": ("JPEG", "MPO"), ".png": ("PNG",), ".gif": ("GIF",), ".webp": ("WEBP",)}
 # What PIL raises for a file that is no whole image, also late, when it decodes: a broken PNG is a SyntaxError.
+_PROGRAMS = ("EPS",)  # by Ghostscript
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
@@ -59,13 +64,30 @@ def with_other_extension(path: Path) -> Path:
 
 
 def open_image(path: Path, where: str = "") -> Image.Image:
-    """Image.open with errors that name the path, and `where` it is asked for."""
+    """Image.open with errors that name the path, and `where` it is asked for.
+
+    Only files: a named pipe, which an archive may hold, would wait for ever.
+    """
     try:
-        return Image.open(path)
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise OSError("no file but a folder, a pipe or a device")
+        return open_pixels(path)
     except UNREADABLE as error:
         if not os.path.exists(path):  # also where the name is too long to be one
             raise DataError(f"{_prefix(where)}image {path} does not exist", MISSING) from error
         raise unreadable(path, where, error) from error
+
+
+def open_pixels(source: Path | BinaryIO) -> Image.Image:
+    """Image.open, less the formats that PIL hands to another program, which would run what stands in the file.
+
+    Raises one of UNREADABLE.
+    """
+    image = Image.open(source)
+    if image.format in _PROGRAMS:
+        image.close()
+        raise OSError(f"{image.format} is a program, which would be run to see the image")
+    return image
 
 
 def unreadable(path: Path, where: str, error: Exception) -> DataError:
@@ -73,9 +95,8 @@ def unreadable(path: Path, where: str, error: Exception) -> DataError:
     if isinstance(error, Image.DecompressionBombError):
         return DataError(f"{_prefix(where)}image {path} is too large ({error}); make it smaller", TOO_LARGE)
     reason = "not an image file" if isinstance(error, UnidentifiedImageError) else str(error)
-    return DataError(
-        f"{_prefix(where)}image {path} cannot be read ({reason}; {path.stat().st_size} bytes); fetch it again", BROKEN
-    )
+    size = f"{path.stat().st_size} bytes" if os.path.exists(path) else "it is gone now"
+    return DataError(f"{_prefix(where)}image {path} cannot be read ({reason}; {size}); fetch it again", BROKEN)
 
 
 def check_image(path: Path, depth: Depth = "verify") -> ImageFacts:

@@ -9,20 +9,25 @@ One line per image, in COCO's conventions and original pixels (the segmentation 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from pycocotools import mask as coco
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from llava_pat.data.geometry import Geometry
+from llava_pat.data.images import MOST_PIXELS
+from llava_pat.data.json_text import quoted
 from llava_pat.data.region_rows import read_rows
+from llava_pat.data.rle import mask_of_counts, mask_of_polygons
 from llava_pat.data.tokenize import encode_words
 from llava_pat.types import DataError, ImageRegions, Region
+
+_LONGEST_LABEL = 10_000  # characters
 
 Broken = list[tuple[str, int, DataError]]
 """(file, line, what is wrong with it) of the lines that hold no annotation."""
@@ -66,24 +71,14 @@ def to_mask(region: Region, height: int, width: int) -> np.ndarray:
             raise DataError(f"region {region.label!r} has neither segmentation nor bbox")
         x, y, w, h = region.bbox
         mask = np.zeros((height, width), np.uint8)
-        rows = slice(max(0, math.floor(y)), max(0, math.ceil(y + h)))
-        mask[rows, max(0, math.floor(x)) : max(0, math.ceil(x + w))] = 1
+        mask[_pixels(y, y + h, height), _pixels(x, x + w, width)] = 1
         return mask
     try:
         if isinstance(segmentation, Mapping):
-            rle = dict(segmentation)
-            if isinstance(rle["counts"], list):
-                if sum(rle["counts"]) != height * width:
-                    raise ValueError(f"its counts add up to {sum(rle['counts'])}, not to {height * width} pixels")
-                rle = coco.frPyObjects(rle, height, width)
-        else:
-            rle = coco.merge(coco.frPyObjects(list(segmentation), height, width))
-        mask = coco.decode(rle)
-    except (ValueError, TypeError, KeyError, IndexError) as error:
-        raise DataError(f"region {region.label!r}: its segmentation cannot be read: {error}") from error
-    if mask.shape != (height, width):
-        raise DataError(f"region {region.label!r}: its mask is {mask.shape} where the image is {(height, width)}")
-    return mask
+            return mask_of_counts(segmentation["counts"], height, width)
+        return mask_of_polygons(segmentation, height, width)
+    except ValueError as error:
+        raise DataError(f"region {quoted(region.label)}: its segmentation cannot be read: {error}") from error
 
 
 def build_patch_regions(
@@ -141,13 +136,19 @@ def parse_regions(raw: Any, file: str, line: int) -> ImageRegions:
         raise DataError(f"{where}: is a {type(raw).__name__}, not an object with image and regions", "bad_regions")
     missing = [key for key in ("id", "image", "width", "height", "regions") if key not in raw]
     if missing:
-        raise DataError(f"{where}: lacks {', '.join(map(repr, missing))}; it has {sorted(raw)}", "bad_regions")
+        raise DataError(f"{where}: lacks {', '.join(map(repr, missing))}; it has {quoted(sorted(raw))}", "bad_regions")
     if not isinstance(raw["image"], str) or not raw["image"]:
-        raise DataError(f"{where}: 'image' is {raw['image']!r}, not a file name", "bad_regions")
-    where = f"{where} (image {raw['image']!r})"
+        raise DataError(f"{where}: 'image' is {quoted(raw['image'])}, not a file name", "bad_regions")
+    where = f"{where} (image {quoted(raw['image'])})"
     for key in ("width", "height"):
         if not isinstance(raw[key], int) or isinstance(raw[key], bool) or raw[key] < 1:
-            raise DataError(f"{where}: {key!r} is {raw[key]!r}, not a positive number of pixels", "bad_regions")
+            raise DataError(f"{where}: {key!r} is {quoted(raw[key])}, not a positive number of pixels", "bad_regions")
+    if raw["width"] * raw["height"] > MOST_PIXELS:
+        raise DataError(
+            f"{where}: {quoted(raw['width'])} x {quoted(raw['height'])} pixels are more than an image may have, "
+            f"{MOST_PIXELS}",
+            "bad_regions",
+        )
     if not isinstance(raw["regions"], list):
         raise DataError(f"{where}: 'regions' is a {type(raw['regions']).__name__}, not a list", "bad_regions")
     regions = [
@@ -161,17 +162,21 @@ def _region(raw: Any, where: str, height: int, width: int) -> Region:
     if not isinstance(raw, dict) or not isinstance(raw.get("label"), str):
         raise DataError(f"{where}: lacks a 'label' text", "bad_regions")
     label = raw["label"]
+    if len(label) > _LONGEST_LABEL:
+        raise DataError(
+            f"{where}: a label of {len(label)} characters, more than {_LONGEST_LABEL}: {quoted(label)}", "bad_regions"
+        )
     if not label.strip():
         raise DataError(f"{where}: has an empty label; name it or drop it", "empty_label")
     segmentation, bbox = raw.get("segmentation"), raw.get("bbox")
     if not segmentation and bbox is None:
         raise DataError(f"{where} ({label!r}): has neither 'segmentation' nor 'bbox'", "bad_regions")
     if isinstance(segmentation, dict):
-        if "size" not in segmentation or not isinstance(segmentation.get("counts"), (str, list)):
+        if not isinstance(segmentation.get("size"), list) or not isinstance(segmentation.get("counts"), (str, list)):
             raise DataError(f"{where} ({label!r}): an RLE segmentation needs 'size' and 'counts'", "bad_mask")
-        if list(segmentation["size"]) != [height, width]:
+        if segmentation["size"] != [height, width]:
             raise DataError(
-                f"{where} ({label!r}): its mask is {segmentation['size']} (height, width) but its image is "
+                f"{where} ({label!r}): its mask is {quoted(segmentation['size'])} (height, width) but its image is "
                 f"{[height, width]}; masks are in original pixels",
                 "mask_size",
             )
@@ -180,7 +185,7 @@ def _region(raw: Any, where: str, height: int, width: int) -> Region:
             f"{where} ({label!r}): polygons are lists of at least 3 x, y pairs of finite numbers", "bad_regions"
         )
     if bbox is not None and not (isinstance(bbox, list) and len(bbox) == 4 and _finite(bbox) and min(bbox[2:]) >= 0):
-        raise DataError(f"{where} ({label!r}): 'bbox' is {bbox!r}, not [x, y, width, height]", "bad_regions")
+        raise DataError(f"{where} ({label!r}): 'bbox' is {quoted(bbox)}, not [x, y, width, height]", "bad_regions")
     return Region(label, segmentation or None, tuple(map(float, bbox)) if bbox is not None else None)
 
 
@@ -190,5 +195,10 @@ def _polygons(segmentation: Any) -> bool:
     )
 
 
+def _pixels(start: float, end: float, length: int) -> slice:
+    """Those of an axis that a box touches. Clipped first: a sum of two finite numbers may be infinite."""
+    return slice(math.floor(min(max(start, 0), length)), math.ceil(min(max(end, 0), length)))
+
+
 def _finite(values: list[Any]) -> bool:
-    return all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in values)
+    return all(isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) <= sys.float_info.max for v in values)

@@ -23,14 +23,13 @@ from typing import Any
 import torch
 import transformers
 import yaml
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 import llava_pat
 from llava_pat.data.collate import expand_images
 from llava_pat.data.geometry import geometry_for
-from llava_pat.data.images import open_image, unreadable
+from llava_pat.data.images import UNREADABLE, open_image, open_pixels, unreadable
 from llava_pat.data.templates import Template, get_template
 from llava_pat.data.tokenize import check_round_trip, encode_prompt, load_tokenizer
 from llava_pat.evaluation.hashes import folder_hash
@@ -289,12 +288,12 @@ class Answerer:
             with open_image(image, where) as opened:
                 try:
                     return self.geometry.pixels(opened)
-                except (OSError, SyntaxError) as error:  # cut short: it opens, and cannot be decoded
+                except UNREADABLE as error:  # cut short: it opens, and cannot be decoded
                     raise unreadable(image, where, error) from error
         try:
-            with Image.open(io.BytesIO(image)) as opened:
+            with open_pixels(io.BytesIO(image)) as opened:
                 return self.geometry.pixels(opened)
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        except UNREADABLE as error:
             raise DataError(f"{where}: its image ({len(image)} bytes) cannot be read ({error})") from error
 
 

@@ -21,7 +21,7 @@ from llava_pat.annotation.converters.base import Converter, Found, LeftOut, Sour
 from llava_pat.annotation.converters.coco_files import by_id, group_by_image, image_name, image_size, read_lists
 from llava_pat.annotation.converters.coco_instances import CROWDS
 from llava_pat.annotation.masks import encode_mask
-from llava_pat.data.images import open_image, unreadable
+from llava_pat.data.images import UNREADABLE, open_image, unreadable
 from llava_pat.data.json_files import field
 from llava_pat.types import DataError
 
@@ -112,7 +112,7 @@ def read_segment_ids(png: Path, where: str) -> np.ndarray:
     with open_image(png, where) as image:
         try:
             colours = np.asarray(image.convert("RGB"), dtype=np.int64)
-        except (OSError, SyntaxError) as error:  # PIL reports a broken PNG as a SyntaxError
+        except UNREADABLE as error:
             raise unreadable(png, where, error) from error
     return colours @ np.array([1, 256, 256**2])
 

@@ -25,7 +25,7 @@ from PIL import Image
 from llava_pat.annotation.converters.base import Converter, Found, LeftOut, SourceImage
 from llava_pat.annotation.labels import drop_qualifier
 from llava_pat.annotation.masks import encode_mask
-from llava_pat.data.images import open_image, unreadable
+from llava_pat.data.images import UNREADABLE, open_image, unreadable
 from llava_pat.data.json_files import field
 from llava_pat.types import DataError
 
@@ -138,7 +138,7 @@ def read_mask(file: Path, height: int, width: int, where: str) -> np.ndarray:
     with open_image(file, where) as image:
         try:
             inside = Image.fromarray((np.asarray(image.convert("L")) > 0).astype(np.uint8))
-        except (OSError, SyntaxError) as error:  # PIL reports a broken PNG as a SyntaxError
+        except UNREADABLE as error:
             raise unreadable(file, where, error) from error
     return np.asarray(inside.resize((width, height), Image.Resampling.NEAREST))
 

@@ -14,7 +14,7 @@ from llava_pat.data.check.manifest import BLANK, record_digest
 from llava_pat.data.check.region_sizes import compare_sizes
 from llava_pat.data.collate import expand_images
 from llava_pat.data.hashes import file_sha256
-from llava_pat.data.images import Depth, ImageFacts, check_image
+from llava_pat.data.images import UNREADABLE, Depth, ImageFacts, check_image, unreadable
 from llava_pat.data.records import OnBad, Skipped, resolve_image
 from llava_pat.types import IGNORE_INDEX, DataError, Record
 
@@ -86,9 +86,14 @@ def _look_at_images(
 
     def look(name: str) -> ImageFacts | DataError:
         try:
-            return check_image(resolve_image(dataset.image_folder, name), depth)
+            facts = check_image(resolve_image(dataset.image_folder, name), depth)
         except DataError as error:
             return error
+        try:
+            dataset.geometry.refuse_shape(*facts.size)
+        except UNREADABLE as error:
+            return unreadable(facts.path, "", error)
+        return facts
 
     names = list(dict.fromkeys(name for record in records for name in record.images))
     with ThreadPoolExecutor(_THREADS) as threads:
