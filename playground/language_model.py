@@ -51,7 +51,7 @@ def train(folder: Path, work: Path, steps: int, batch_size: int, seed: int) -> N
     `steps` are the first phase's.
     """
     torch.manual_seed(seed)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     model = LlamaForCausalLM(llama_config(len(tokenizer)))
     model.set_attn_implementation("eager")  # see tower.py
     begin(model, number_values(tokenizer))

@@ -67,7 +67,7 @@ def probe_tower(folder: Path, seed: int, train: int = 1200, val: int = 400) -> d
     from transformers import AutoTokenizer
 
     clip = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     result: dict[str, float] = {}
     for geometry, padded in (("crop", False), ("pad", True)):
         fitted, held_out = (patches(clip, seed, split, n, padded) for split, n in (("train", train), ("val", val)))

@@ -146,7 +146,7 @@ def batch_of(seed: int, split: str, indices: range) -> dict:
 def train(folder: Path, work: Path, steps: int, batch_size: int, seed: int) -> None:
     """Trains and writes a CLIPModel folder (bf16 safetensors, tokenizer, image processor)."""
     torch.manual_seed(seed)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     tower = Tower(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
     words = tokenizer([*world.KINDS, *COLOUR_NAMES], padding=True, return_tensors="pt")
     y, x = torch.meshgrid(torch.arange(GRID), torch.arange(GRID), indexing="ij")

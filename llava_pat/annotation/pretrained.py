@@ -56,9 +56,11 @@ def load_model(kind: Any, name: str, types: tuple[str, ...], place: Placement, w
     # a truncated file is a SafetensorError, weights of another shape are a RuntimeError
     errors = (OSError, ValueError, ImportError, SafetensorError, RuntimeError)
     try:
-        found = AutoConfig.from_pretrained(name).model_type
+        found = AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
         if found in types:
-            model, info = kind.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+            model, info = kind.from_pretrained(
+                name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+            )
     except errors as error:
         raise DataError(f"{what} {name}: cannot be loaded: {_first_line(error)}") from error
     if found not in types:
@@ -73,7 +75,7 @@ def load_model(kind: Any, name: str, types: tuple[str, ...], place: Placement, w
 def load_part(kind: Any, name: str, what: str, **options: Any) -> Any:
     """A processor or tokenizer: kind.from_pretrained(name)."""
     try:
-        return kind.from_pretrained(name, **options)
+        return kind.from_pretrained(name, trust_remote_code=False, **options)
     except (OSError, ValueError, ImportError) as error:
         raise DataError(f"{what} {name}: its {kind.__name__} cannot be loaded: {_first_line(error)}") from error
 

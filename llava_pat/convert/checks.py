@@ -38,7 +38,7 @@ def check_processor(
     Raises CheckError with both sides for the first difference.
     """
     # The PIL backend resizes as training does; torchvision's resizing rounds differently.
-    processor = AutoProcessor.from_pretrained(folder, backend="pil")
+    processor = AutoProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
     image = made_up_image()
     for conversation in CONVERSATIONS:
         for with_image in (True, False):

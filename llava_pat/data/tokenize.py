@@ -7,16 +7,17 @@ end inside a supervised span. The ids are LLaVA's: BOS, chunks tokenised on thei
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoTokenizer, LlamaTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
+from llava_pat.data.json_files import read_json
 from llava_pat.data.sentencepiece_backend import adopt_sentencepiece
 from llava_pat.data.templates import Span, Template, place_images
 from llava_pat.types import IGNORE_INDEX, IMAGE_TOKEN, IMAGE_TOKEN_INDEX, DataError, Turn
@@ -36,14 +37,15 @@ def load_tokenizer(path: str | Path, model_max_length: int = 2048) -> PreTrained
     `path` is a folder or a hub id. A Llama tokenizer with a `tokenizer.model` gives sentencepiece's own ids (see
     `sentencepiece_backend`). Raises DataError when the result cannot tokenise.
     """
-    tokenizer = AutoTokenizer.from_pretrained(
-        path, config=_family_config(path), model_max_length=model_max_length, padding_side="right"
-    )
-    if not tokenizer.is_fast:
-        raise DataError(f"{path}: {type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed")
-    model_file = cached_file(path, "tokenizer.model", _raise_exceptions_for_missing_entries=False)
-    if model_file is not None and isinstance(tokenizer, LlamaTokenizer):
-        adopt_sentencepiece(tokenizer, model_file, legacy=_is_legacy(path))
+    try:
+        tokenizer = _tokenizer(path, model_max_length)
+    except (OSError, ValueError) as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise DataError(f"{path}: its tokenizer brings code of its own (auto_map), which is never run here") from error
+    except Exception as error:  # of files that are none of a tokenizer, `tokenizers` raises no narrower kind
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DataError(f"{path}: its tokenizer cannot be loaded ({reason})") from error
     if not tokenizer.encode("a red circle", add_special_tokens=False):
         raise DataError(
             f"{path}: the tokenizer has {len(tokenizer)} tokens and encodes 'a red circle' to nothing; load the folder "
@@ -57,19 +59,42 @@ def load_tokenizer(path: str | Path, model_max_length: int = 2048) -> PreTrained
     return tokenizer
 
 
+def _tokenizer(path: str | Path, model_max_length: int) -> PreTrainedTokenizerBase:
+    tokenizer = AutoTokenizer.from_pretrained(
+        path,
+        config=_family_config(path),
+        model_max_length=model_max_length,
+        padding_side="right",
+        trust_remote_code=False,
+    )
+    if not tokenizer.is_fast:
+        raise DataError(f"{path}: {type(tokenizer).__name__} gives no character offsets; a fast tokenizer is needed")
+    model_file = cached_file(path, "tokenizer.model", _raise_exceptions_for_missing_entries=False)
+    if model_file is not None and isinstance(tokenizer, LlamaTokenizer):
+        adopt_sentencepiece(tokenizer, model_file, legacy=_is_legacy(path))
+    return tokenizer
+
+
 def _family_config(path: str | Path) -> PretrainedConfig | None:
     """transformers picks a tokenizer by config.json's model_type, and does not know LLaVA's: it gets the family's."""
-    file = cached_file(path, "config.json", _raise_exceptions_for_missing_entries=False)
-    model_type = json.loads(Path(file).read_text(encoding="utf-8")).get("model_type") if file is not None else None
+    model_type = _settings(path, "config.json").get("model_type")
     family = str(model_type).removeprefix("llava_")
     return CONFIG_MAPPING[family]() if family != model_type and family in CONFIG_MAPPING else None
 
 
 def _is_legacy(path: str | Path) -> bool:
     """Without the key, transformers 4.37 (and so LLaVA) behaves as legacy; 5.x would not."""
-    config = cached_file(path, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False)
-    legacy = json.loads(Path(config).read_text(encoding="utf-8")).get("legacy") if config is not None else None
+    legacy = _settings(path, "tokenizer_config.json").get("legacy")
     return True if legacy is None else bool(legacy)
+
+
+def _settings(path: str | Path, name: str) -> dict[str, Any]:
+    """A JSON file of a folder or hub id; {} where there is none."""
+    file = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
+    content = {} if file is None else read_json(Path(file))
+    if not isinstance(content, dict):
+        raise DataError(f"{file}: holds a {type(content).__name__}, expected an object")
+    return content
 
 
 def encode(turns: Sequence[Turn], template: Template, tokenizer: PreTrainedTokenizerBase) -> Encoded:

@@ -13,7 +13,6 @@ No tokenizer: LLaVA takes the base model's.
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llava_pat.models.checkpoint import save_config, write_aside, write_projector
+from llava_pat.models.json_file import read_json
 from llava_pat.models.llava_layout import PROJECTOR_PREFIX, TOWER_PREFIX, tower_tensors, write_json
 from llava_pat.models.quantized import (
     prepare_quantized,
@@ -207,7 +207,7 @@ def lora_settings(folder: str | Path) -> LoraSettings:
     file = Path(folder) / ADAPTER_CONFIG
     if not file.exists():
         raise FileNotFoundError(f"{file} is missing: {folder} is not a LoRA folder")
-    stored = json.loads(file.read_text(encoding="utf-8"))
+    stored = read_json(file)
     for key, plain in _PLAIN_LORA.items():
         if key in stored and stored[key] not in plain:
             raise ValueError(f"{file}: {key} is {stored[key]!r}; only plain LoRA is read, with {plain[0]!r}")

@@ -196,7 +196,13 @@ def _load_strictly(module: nn.Module, stored: Mapping[str, LazyTensor], what: st
                 f"{what} does not fit: {name} is {list(stored[name].shape)} in the file and {list(tensor.shape)} in "
                 f"the model. {way_out}"
             )
-    module.load_state_dict({name: tensor.read() for name, tensor in stored.items()}, strict=True)
+    values = {name: tensor.read() for name, tensor in stored.items()}
+    for name, tensor in wanted.items():
+        if tensor.is_floating_point() and not (
+            values[name].is_floating_point() and values[name].float().isfinite().all()
+        ):
+            raise ValueError(f"{what}: {name} holds NaN, infinity or no numbers ({values[name].dtype}). {way_out}")
+    module.load_state_dict(values, strict=True)
 
 
 def _refuse_projector_names(names: Iterable[str], where: str) -> None:

@@ -23,6 +23,7 @@ from llava_pat.models.hf_layout import (
     write_configs,
     write_tokenizer,
 )
+from llava_pat.models.json_file import read_json
 from llava_pat.models.llava_config import finetune_config, stage1_config
 from llava_pat.models.llava_layout import (
     TOWER_PREFIX,
@@ -31,7 +32,7 @@ from llava_pat.models.llava_layout import (
     write_json,
 )
 from llava_pat.models.shards import LazyTensor, write_shards
-from llava_pat.models.source import Checkpoint, open_checkpoint, read_json
+from llava_pat.models.source import Checkpoint, open_checkpoint
 from llava_pat.models.tower_source import tower_weights
 from llava_pat.types import IMAGE_TOKEN
 

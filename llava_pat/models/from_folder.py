@@ -126,7 +126,7 @@ def _load_hf(folder: str, dtype: torch.dtype, attn_implementation: str) -> Loade
             raise ValueError(f"{folder}: the weights do not fit its config.json: {what} {wrong[:4]} ({len(wrong)})")
     config = theirs.config
     with torch.device("meta"):
-        llm = AutoModelForCausalLM.from_config(config.text_config, dtype=dtype)
+        llm = AutoModelForCausalLM.from_config(config.text_config, dtype=dtype, trust_remote_code=False)
     llm.model, llm.lm_head = theirs.model.language_model, theirs.lm_head
     llm.generation_config = theirs.generation_config
     width, hidden = config.vision_config.hidden_size, config.text_config.hidden_size

@@ -20,10 +20,11 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from llava_pat.models.checkpoint import save_config
+from llava_pat.models.json_file import read_json
 from llava_pat.models.llava_config import in_old_words
 from llava_pat.models.llava_layout import PROJECTOR_PREFIX, write_generation_config, write_json
 from llava_pat.models.shards import LazyTensor, find_file
-from llava_pat.models.source import HF_RECORD, Checkpoint, read_json
+from llava_pat.models.source import HF_RECORD, Checkpoint
 from llava_pat.models.tower_source import class_tokens, strategy_of
 from llava_pat.types import IMAGE_TOKEN
 

@@ -6,13 +6,15 @@ released 13B's (model_type "llava", fewer mm_* keys), which must be readable as 
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.utils import cached_file
+
+from llava_pat.models.json_file import read_json
+from llava_pat.models.unusable import unusable_named
 
 logger = logging.getLogger(__name__)
 
@@ -160,13 +162,7 @@ def read_config(name_or_path: str | Path) -> dict:
     else:
         found = cached_file(str(name_or_path), "config.json")  # raises OSError, saying what it tried
         file = Path(found)
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: not JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{file}: holds a {type(config).__name__}, expected an object")
-    return config
+    return read_json(file)
 
 
 def is_llava(config: Mapping) -> bool:
@@ -192,7 +188,12 @@ def language_config(name_or_path: str | Path) -> PretrainedConfig:
             f"python -m llava_pat.convert {name_or_path} OUT --to llava"
         )
     if not is_llava(config):
-        return AutoConfig.from_pretrained(str(name_or_path))
+        kind = config.get("model_type")
+        if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+            own = "; it brings code of its own (auto_map), which is never run here" if "auto_map" in config else ""
+            raise ValueError(f"{name_or_path}: config.json says model_type {kind!r}, which transformers has not{own}")
+        with unusable_named(str(name_or_path)):
+            return AutoConfig.from_pretrained(str(name_or_path), trust_remote_code=False)
     language = text_config(config, str(name_or_path))
     language.name_or_path = str(name_or_path)
     return language
@@ -210,7 +211,8 @@ def text_config(config: Mapping, where: str) -> PretrainedConfig:
         keep.pop(key, None)
     if keep.get("rope_scaling") is None:
         keep.pop("rope_scaling", None)  # 5.x warns of the old word even where it says nothing
-    language = CONFIG_MAPPING[family](**keep)
+    with unusable_named(where):
+        language = CONFIG_MAPPING[family](**keep)
     language.architectures = None
     return language
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llava_pat.models.checkpoint import save_config, write_projector
+from llava_pat.models.json_file import read_json
 from llava_pat.models.shards import LazyTensor, find_file, write_shards
 from llava_pat.models.tower_names import joined_shape, parts_by_name
 
@@ -196,8 +197,8 @@ def copy_tokenizer(source: str | Path, folder: Path, model_max_length: int) -> l
             copied.append(name)
     if not {"tokenizer.model", "tokenizer.json", "vocab.json"} & set(copied):
         raise FileNotFoundError(f"{source} holds no tokenizer (tokenizer.model, tokenizer.json or vocab.json)")
-    config = _read_json(folder / "tokenizer_config.json")
-    special = _read_json(folder / "special_tokens_map.json")
+    config = _read_if_there(folder / "tokenizer_config.json")
+    special = _read_if_there(folder / "special_tokens_map.json")
     for role in ("bos_token", "eos_token", "unk_token"):
         if role not in special and config.get(role) is not None:
             special[role] = _content(config[role])
@@ -222,8 +223,8 @@ def _content(token: str | Mapping) -> str:
     return token if isinstance(token, str) else token["content"]
 
 
-def _read_json(file: Path) -> dict:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+def _read_if_there(file: Path) -> dict:
+    return read_json(file) if file.is_file() else {}
 
 
 def write_json(file: Path, content: Mapping) -> None:

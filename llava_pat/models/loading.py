@@ -33,10 +33,11 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from transformers.utils import is_flash_attn_2_available
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from llava_pat.models.llava_config import language_config
+from llava_pat.models.llava_config import language_config, read_config
 from llava_pat.models.open_clip_tower import is_open_clip, load_open_clip_processor, load_open_clip_tower
 from llava_pat.models.shards import tensor_files
 from llava_pat.models.towers import VisionTower
+from llava_pat.models.unusable import unusable_named
 
 logger = logging.getLogger(__name__)
 
@@ -104,12 +105,17 @@ def _hugging_face_report_off() -> Iterator[None]:
 
 @contextmanager
 def _damaged_file_named(name_or_path: str) -> Iterator[None]:
-    """A truncated file, or a pickle that is no tensors, becomes the ValueError that names the file and the way out."""
+    """A truncated file, or a pickle that is no tensors, becomes the ValueError that names the file and the way out.
+    So does a setting of a wrong kind."""
     try:
-        yield
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError):
+        with unusable_named(name_or_path):
+            yield
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError) as error:
         tensor_files(name_or_path)  # reads all headers and raises, if it was a file's fault
-        raise
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{name_or_path}: cannot be loaded as its config.json says ({reason})") from error
 
 
 def load_vision_tower(name_or_path: str | Path, dtype: torch.dtype, attn_implementation: str) -> VisionTower:
@@ -122,6 +128,8 @@ def load_vision_tower(name_or_path: str | Path, dtype: torch.dtype, attn_impleme
         return load_open_clip_tower(name_or_path, dtype)
     config = tower_config(name_or_path)
     kind, side = tower_kind(config.model_type, name_or_path), tower_image_size(name_or_path, config)
+    if any(not isinstance(size, int) or size < 1 for size in (side, config.patch_size)):
+        raise ValueError(f"vision tower {name_or_path}: image size {side!r} and patch size {config.patch_size!r}")
     if (kind.whole_patches or kind.side_from_processor) and side % config.patch_size:
         raise ValueError(
             f"vision tower {name_or_path}: image size {side} is not a multiple of patch size {config.patch_size}"
@@ -141,8 +149,8 @@ def load_whole_clip(name_or_path: str | Path, dtype: torch.dtype) -> CLIPModel:
     Raises ValueError when it is another architecture or when a weight is missing or has another shape.
     """
     name_or_path = str(name_or_path)
-    kind = AutoConfig.from_pretrained(name_or_path).model_type
-    if kind.startswith("siglip"):
+    kind = read_config(name_or_path).get("model_type")
+    if str(kind).startswith("siglip"):
         raise ValueError(
             f"{name_or_path}: SigLIP's images enter the space of its texts through a pooling head, and no single patch "
             "does (SEA, which used SigLIP, does not say how). Take the labels of a CLIP with as many patches, "
@@ -193,6 +201,7 @@ def load_language_model(
             dtype=dtype,
             attn_implementation=attention,
             output_loading_info=True,
+            trust_remote_code=False,
             **keywords,
         )
     _refuse_bad_load(f"language model {name_or_path}", info["missing_keys"], info["mismatched_keys"], set())
@@ -254,8 +263,10 @@ def load_image_processor(name_or_path: str | Path, image_size: int) -> BaseImage
         processor = load_open_clip_processor(name_or_path)
     else:
         kind = tower_kind(tower_config(name_or_path).model_type, name_or_path)
-        processor = kind.processor.from_pretrained(name_or_path)
-    height, width = _output_size(processor)
+        with unusable_named(name_or_path):
+            processor = kind.processor.from_pretrained(name_or_path)
+    with unusable_named(name_or_path):
+        height, width = _output_size(processor)
     if (height, width) != (image_size, image_size):
         raise ValueError(
             f"vision tower {name_or_path}: preprocessor_config.json makes {height} x {width}, but the tower's "
@@ -266,8 +277,9 @@ def load_image_processor(name_or_path: str | Path, image_size: int) -> BaseImage
 
 def tower_config(name_or_path: str) -> PretrainedConfig:
     """A vision tower's own config, out of a whole CLIP's or SigLIP's where it is one. Errors as `tower_kind`."""
-    config = AutoConfig.from_pretrained(name_or_path)
-    tower_kind(config.model_type, name_or_path)
+    tower_kind(read_config(name_or_path).get("model_type"), name_or_path)
+    with unusable_named(name_or_path):
+        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
     return config.vision_config if config.model_type in ("clip", "siglip") else config
 
 
@@ -280,14 +292,14 @@ def tower_image_size(name_or_path: str, config: PretrainedConfig) -> int:
     return _processed_side(kind, name_or_path) if kind.side_from_processor else config.image_size
 
 
-def tower_kind(model_type: str, name_or_path: str) -> TowerKind:
+def tower_kind(model_type: object, name_or_path: str) -> TowerKind:
     """The classes of an architecture. Raises ValueError for one that is no tower here."""
     if model_type == "siglip2":
         raise ValueError(
             f"vision tower {name_or_path}: a NaFlex SigLIP2 has no fixed grid of patches; take a SigLIP2 of a fixed "
             "resolution, such as google/siglip2-so400m-patch14-384"
         )
-    if model_type not in _TOWERS:
+    if not isinstance(model_type, str) or model_type not in _TOWERS:
         raise ValueError(
             f"vision tower {name_or_path}: its config.json says model_type {model_type!r}, expected one of "
             f"{', '.join(map(repr, _TOWERS))}, or a name that starts with 'open_clip:'"
@@ -296,7 +308,8 @@ def tower_kind(model_type: str, name_or_path: str) -> TowerKind:
 
 
 def _processed_side(kind: TowerKind, name_or_path: str) -> int:
-    height, width = _output_size(kind.processor.from_pretrained(name_or_path))
+    with unusable_named(name_or_path):
+        height, width = _output_size(kind.processor.from_pretrained(name_or_path))
     if height != width:
         raise ValueError(f"vision tower {name_or_path}: preprocessor_config.json makes {height} x {width}, no square")
     return height

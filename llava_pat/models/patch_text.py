@@ -158,7 +158,9 @@ def load_patch_text(name_or_path: str, dtype: torch.dtype = torch.float32) -> Pa
     if is_open_clip(name_or_path):
         model, tokenizer = load_open_clip(name_or_path)
         return OpenClipPatchText(model.to(dtype), tokenizer, name_or_path)
-    return TransformersPatchText(load_whole_clip(name_or_path, dtype), AutoTokenizer.from_pretrained(name_or_path))
+    return TransformersPatchText(
+        load_whole_clip(name_or_path, dtype), AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+    )
 
 
 def _refuse(name: str, kind: str) -> ValueError:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
+from llava_pat.models.json_file import read_json
 from llava_pat.models.vlm import VisionLanguageModel
 
 logger = logging.getLogger(__name__)
@@ -121,9 +122,9 @@ def read_quantization(folder: str | Path) -> Quantization | None:
     file = Path(folder) / QUANTIZATION_JSON
     if not file.exists():
         return None
-    stored = json.loads(file.read_text(encoding="utf-8"))
+    stored = read_json(file)
     known = set(Quantization.__dataclass_fields__)
-    if not isinstance(stored, dict) or set(stored) != known:
+    if set(stored) != known:
         raise ValueError(f"{file}: expected the keys {sorted(known)}, got {sorted(stored)}")
     quantized = Quantization(**stored)
     if quantized.bits not in (4, 8):

@@ -11,6 +11,7 @@ import math
 import os
 import pickle
 import re
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +22,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils import cached_file
 
+from llava_pat.models.json_file import read_json
+
 SAFE_FILE, BIN_FILE = "model.safetensors", "pytorch_model.bin"
 SAFE_INDEX, BIN_INDEX = f"{SAFE_FILE}.index.json", f"{BIN_FILE}.index.json"
 _OURS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
@@ -30,6 +33,12 @@ DTYPES = {
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 """safetensors' names of dtypes."""
+_DAMAGED = (
+    pickle.UnpicklingError, EOFError, RuntimeError, LookupError, AttributeError, TypeError, ValueError, ArithmeticError,
+    AssertionError, struct.error,
+)  # fmt: skip
+"""What torch.load raises for bytes that are no pickle of tensors, as many tries with changed bytes found."""
+_GLOBAL = re.compile(r"GLOBAL (\w+(?:\.\w+)+)")
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
@@ -112,9 +121,11 @@ def read_file(file: Path) -> dict[str, LazyTensor]:
 
 def _read_index(folder: str | Path, index: Path) -> dict[str, LazyTensor]:
     try:
-        places: Mapping[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{index}: not an index of shards; expected JSON with a 'weight_map'") from error
+        places = read_json(index).get("weight_map")
+    except ValueError as error:
+        raise ValueError(f"{index}: not an index of shards ({error})") from error
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise ValueError(f"{index}: not an index of shards; expected a 'weight_map' from names to files")
     shards: dict[str, dict[str, LazyTensor]] = {}
     for name in sorted(set(places.values())):
         file = find_file(folder, name) if Path(name).name == name else None
@@ -139,12 +150,21 @@ def _read_safetensors(file: Path) -> dict[str, LazyTensor]:
             slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118: not a dict
             return {
                 key: LazyTensor(
-                    tuple(part.get_shape()), DTYPES[part.get_dtype()], _safetensors_reader(file, key), str(file)
+                    tuple(part.get_shape()),
+                    _dtype(part.get_dtype(), key, file),
+                    _safetensors_reader(file, key),
+                    str(file),
                 )
                 for key, part in slices.items()
             }
     except SafetensorError as error:
         raise ValueError(f"{file}: not a whole safetensors file ({error}). Truncated? Copy it again") from error
+
+
+def _dtype(code: str, key: str, file: Path) -> torch.dtype:
+    if code not in DTYPES:
+        raise ValueError(f"{file}: {key} is stored as {code}, which is not read here; known are {', '.join(DTYPES)}")
+    return DTYPES[code]
 
 
 def _safetensors_reader(file: Path, key: str) -> Callable[[], Tensor]:
@@ -168,8 +188,13 @@ def _pickle_reader(file: Path, key: str) -> Callable[[], Tensor]:
     return lambda: _load_pickle(file)[key].clone(memory_format=torch.contiguous_format)
 
 
-@lru_cache(maxsize=1)  # the shard that is being read; its tensors are mapped, not loaded
 def _load_pickle(file: Path) -> dict[str, Tensor]:
+    facts = file.stat()  # a file that was written anew is another one
+    return _load_this_pickle(file, facts.st_ino, facts.st_mtime_ns, facts.st_size)
+
+
+@lru_cache(maxsize=1)  # the shard that is being read; its tensors are mapped, not loaded
+def _load_this_pickle(file: Path, inode: int, modified: int, size: int) -> dict[str, Tensor]:
     return load_pickle(file, mmap=_is_zip(file))
 
 
@@ -180,8 +205,9 @@ def load_pickle(file: Path, mmap: bool = False) -> dict[str, Tensor]:
     """
     try:
         stored = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except _DAMAGED as error:
+        asked = _GLOBAL.search(str(error))
+        reason = f"it asks for {asked[1]}" if asked else str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(
             f"{file}: not a file of plain tensors, and nothing else is unpickled since that can run code ({reason}). "
             "Expected what torch.save writes for a dict of tensors."
@@ -191,6 +217,10 @@ def load_pickle(file: Path, mmap: bool = False) -> dict[str, Tensor]:
     for key, value in stored.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise ValueError(f"{file}: entry {key!r} is a {type(value).__name__}, expected names and tensors only")
+        if value.layout != torch.strided or value.is_nested or value.is_quantized or value.device.type != "cpu":
+            raise ValueError(
+                f"{file}: {key} is no plain tensor ({value.layout}, {value.dtype}, on {value.device.type})"
+            )
     return stored
 
 

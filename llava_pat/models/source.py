@@ -10,7 +10,6 @@ Every weight is held against the model that the config describes, built without 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig
 
 from llava_pat.models.checkpoint import PROJECTOR_BIN, PROJECTOR_SAFETENSORS
+from llava_pat.models.json_file import read_json
 from llava_pat.models.llava_config import (
     is_llava,
     is_llava_hf,
@@ -53,6 +53,7 @@ from llava_pat.models.tower_source import (
     vision_config_from,
     vision_config_of,
 )
+from llava_pat.models.unusable import unusable_named
 
 ADAPTER_CONFIG = "adapter_config.json"
 HF_RECORD = "llava_pat"
@@ -279,7 +280,8 @@ def _open_hf(folder: str, base: str | None, vision_tower: str | None) -> Checkpo
     config = read_config(folder)
     text_part = dict(config["text_config"])
     text_part = {key: value for key, value in text_part.items() if (key, value) != ("rope_scaling", None)}
-    text = CONFIG_MAPPING[text_part.pop("model_type", "llama")](**text_part)
+    with unusable_named(folder):
+        text = CONFIG_MAPPING[text_part.pop("model_type", "llama")](**text_part)
     text.tie_word_embeddings = bool(config.get("tie_word_embeddings", False) or text.tie_word_embeddings)
     vision = vision_config_from(config["vision_config"], folder)
     record = config.get(HF_RECORD, {})
@@ -349,8 +351,8 @@ def _fit_language(
 ) -> tuple[PretrainedConfig, dict[str, LazyTensor]]:
     if text.tie_word_embeddings:
         language = {key: tensor for key, tensor in language.items() if key != "lm_head.weight"}
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(text)
+    with torch.device("meta"), unusable_named(where):
+        model = AutoModelForCausalLM.from_config(text, trust_remote_code=False)
     expected = {key: tuple(t.shape) for key, t in model.state_dict().items() if not key.endswith(BUFFERS)}
     if text.tie_word_embeddings:
         expected.pop("lm_head.weight", None)
@@ -362,8 +364,3 @@ def projector_shapes(kind: str, width: int, hidden: int) -> dict[str, tuple[int,
     with torch.device("meta"):
         projector = build_projector(kind, width, hidden)
     return {PROJECTOR_PREFIX + key: tuple(tensor.shape) for key, tensor in projector.state_dict().items()}
-
-
-def read_json(file: Path) -> dict:
-    """A JSON object from a file."""
-    return json.loads(file.read_text(encoding="utf-8"))

@@ -12,6 +12,7 @@ from llava_pat.models.loading import tower_config, tower_kind
 from llava_pat.models.open_clip_tower import is_open_clip
 from llava_pat.models.shards import LazyTensor, fit, tensor_files
 from llava_pat.models.tower_names import joined_shape, name_in_files, parts_by_name
+from llava_pat.models.unusable import unusable_named
 
 BUFFERS = (".rotary_emb.inv_freq", ".position_ids")
 """What old versions saved and new ones compute."""
@@ -35,7 +36,8 @@ def vision_config_from(part: dict, where: str) -> PretrainedConfig:
     part = dict(part)
     kind = part.pop("model_type", "clip_vision_model")  # as LlavaConfig fills it in
     tower_kind(kind, where)
-    return CONFIG_MAPPING[kind](**part)
+    with unusable_named(where):
+        return CONFIG_MAPPING[kind](**part)
 
 
 def class_tokens(vision: PretrainedConfig) -> int:

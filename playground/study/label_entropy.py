@@ -26,7 +26,8 @@ def label_entropy(regions_path: Path, model: Path) -> dict[str, float]:
     """{labels, regions, entropy, entropy_centred}, in nats."""
     labels = [region.label for entry in load_regions(regions_path).values() for region in entry.regions]
     tokenizer = load_tokenizer(model)
-    words = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).get_input_embeddings().weight.detach()
+    llm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, trust_remote_code=False)
+    words = llm.get_input_embeddings().weight.detach()
     vectors = {label: words[torch.tensor(encode_words(label, tokenizer))].mean(0) for label in set(labels)}
     rows = torch.stack([vectors[label] for label in labels])
     return {
