@@ -167,7 +167,9 @@ def _panel() -> tuple[Figure, Axes]:
 def _middle(panel: Axes, value: float, style: str, scale: float = 1.0, left: bool = False) -> None:
     """scale: what the axis has where `value` is 1."""
     panel.axvline(value * scale, color=MIDDLE, linewidth=1.4)
-    _say(panel, value * scale, f"median {style.format(value)}", MIDDLE, left)
+    panel.get_xlim()  # the limits that follow from the bars are not there before
+    at_right = panel.transAxes.inverted().transform(panel.transData.transform((value * scale, 0.0)))[0] > 0.8
+    _say(panel, value * scale, f"median {style.format(value)}", MIDDLE, left or at_right)
 
 
 def _say(panel: Axes, x: float, text: str, colour: str, left: bool) -> None:

@@ -159,6 +159,14 @@ def test_histograms_hold_every_region() -> None:
             assert sum(bar.get_height() for bar in draw(survey(measures)).axes[0].patches) == count
 
 
+@pytest.mark.parametrize(("score", "side"), [(0.2, "left"), (0.9, "right")])
+def test_the_median_is_said_inside_of_the_figure(score, side) -> None:
+    measures = Measures(16, images=1, scores=array("f", [score]))
+    with drawing():
+        (said,) = plots.scores(survey(measures)).axes[0].texts
+    assert said.get_text() == f"median {score:.2f}" and said.get_ha() == side
+
+
 def test_the_map_of_labelled_places_is_by_rows() -> None:
     measures = Measures(4, images=2, labelled_per_image=Counter({1: 2}))
     measures.labelled[:] = [2, 1, 0, 0]
