@@ -33,8 +33,8 @@ class ImageFiles(Dataset):
         if name in self.blank:
             pixels, facts = self.images.geometry.blank(), MISSING
         else:
+            pixels = self.images[index]  # first: what is wrong with a file is said there
             facts = FileFacts.of(resolve_image(self.images.folder, name))
-            pixels = self.images[index]
         return pixels, facts.bytes, facts.mtime_ns, facts.sha256
 
 

@@ -6,8 +6,10 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -408,6 +410,18 @@ def test_features_that_cannot_be_stored(world, refused, tmp_path, dtype, value, 
     save_file(state, tower / "model.safetensors", metadata={"format": "pt"})
     message = refused(tmp_path / "cache", vision_tower=tower, feature_cache_dtype=dtype)
     assert "of images 'train-0.png'" in message and named in message
+
+
+def test_an_image_that_is_broken_inside(world, refused, tmp_path) -> None:
+    """The check looks at a PNG's checksums; filling decodes all, in a worker, before the first step."""
+    images = tmp_path / "images"
+    shutil.copytree(world.folder / "images", images)
+    broken = images / "train-9.png"
+    no_pixels = b"IDAT" + bytes(20)  # a whole chunk, by its checksum
+    chunk = struct.pack(">I", 20) + no_pixels + struct.pack(">I", zlib.crc32(no_pixels))
+    broken.write_bytes(broken.read_bytes()[:33] + chunk + broken.read_bytes()[-12:])  # header, pixels, end
+    message = refused(tmp_path / "cache", image_folder=images, dataloader_num_workers=1)
+    assert f"image 'train-9.png': image {broken} cannot be read (" in message and "fetch it again" in message
 
 
 # ---- ranks
