@@ -11,9 +11,11 @@ def train_sampler(training: FinetuneTrainingArguments, parts: Parts) -> Modality
     """LLaVA's grouping by modality and length over all sequences of an optimizer step; None for a plain shuffle."""
     if not training.group_by_modality_length:
         return None
+    batches = training.gradient_accumulation_steps * training.world_size
     return ModalityLengthSampler(
         parts.train.lengths(parts.model.num_patches),
         [bool(record.images) for record in parts.train.records],
-        training.train_batch_size * training.gradient_accumulation_steps * training.world_size,
+        training.train_batch_size * batches,
         training.seed,
+        even_batches=batches if training.padding_free else None,
     )

@@ -66,6 +66,28 @@ def test_less_padding_than_random_and_than_llavas_even_chunks(samples):
     assert grouped < padding(even, lengths)
 
 
+def test_batches_without_padding_are_of_even_lengths(samples):
+    """The same steps; inside them every batch takes as many positions as the next."""
+    lengths, multimodal = samples
+    even = list(ModalityLengthSampler(*samples, MEGABATCH, 3, even_batches=WORLD * STEPS))
+    whole = sum(multimodal) // MEGABATCH + (len(lengths) - sum(multimodal)) // MEGABATCH
+    slowest, mean, before = 0, 0.0, 0
+    for ours, theirs in zip(megabatches(even)[:whole], megabatches(list(build(samples))), strict=False):
+        assert sorted(ours) == sorted(theirs) and ours != theirs
+        totals, grouped = ([sum(lengths[i] for i in b) for b in megabatches(s, BATCH)] for s in (ours, theirs))
+        slowest, mean, before = slowest + max(totals), mean + sum(totals) / len(totals), before + max(grouped)
+    assert slowest < 1.2 * mean < 0.6 * before
+    assert even[whole * MEGABATCH :] == list(build(samples))[whole * MEGABATCH :]
+
+
+def test_dealing_by_hand():
+    """9 | 8 | 5 to the second, which has less | 4 to the first: 9 + 4 and 8 + 5."""
+    sampler = ModalityLengthSampler([4, 9, 5, 8], [True] * 4, 4, 0, even_batches=2)
+    assert list(sampler) == [1, 0, 3, 2]
+    with pytest.raises(ValueError, match="even_batches is 3: a megabatch of 4 is not cut into that many"):
+        ModalityLengthSampler([4, 9, 5, 8], [True] * 4, 4, 0, even_batches=3)
+
+
 def test_order_follows_from_seed_and_epoch_alone(samples):
     torch.manual_seed(0)
     first, same = build(samples), build(samples)

@@ -31,6 +31,14 @@ def test_the_sampler_knows_the_step(make_finetuner) -> None:
     assert sampler.multimodal == [bool(record.images) for record in made.parts.train.records]
 
 
+def test_batches_without_padding_are_dealt_evenly(make_finetuner) -> None:
+    sizes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3}
+    made = make_finetuner(**sizes, padding_free=True)
+    assert train_sampler(made.arguments.training, made.parts).even_batches == 3
+    made = make_finetuner(**sizes)
+    assert train_sampler(made.arguments.training, made.parts).even_batches is None
+
+
 def test_lengths_grow_with_words_and_images(make_finetuner, world) -> None:
     made = make_finetuner()
     sampler = train_sampler(made.arguments.training, made.parts)
