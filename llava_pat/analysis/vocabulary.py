@@ -69,6 +69,8 @@ def load_vocabulary(path: str | Path) -> Vocabulary:
         raise DataError(f"{path}: no such vocabulary file") from error
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg}); expected {{facet: [words]}}") from error
+    except (ValueError, RecursionError) as error:  # no UTF-8, or what only JSON's grammar allows
+        raise DataError(f"{path}: not JSON ({error}); expected {{facet: [words]}}") from error
     if not isinstance(content, dict) or not content:
         raise DataError(f'{path}: expected an object {{facet: [words]}}, for instance {{"colour": ["red", "blue"]}}')
     columns: dict[tuple[str, ...], int] = {}

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llava_pat.data.json_text import parse_json
 from llava_pat.types import DataError
 
 
@@ -33,7 +34,7 @@ def free_bytes(folder: Path) -> int:
 def read_json(file: Path, way_out: str) -> Any:
     """A file's content; DataError with the way out when it is damaged."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return parse_json(file.read_text(encoding="utf-8"))
     except ValueError as error:  # no JSON, or no UTF-8
         raise DataError(f"{file}: cannot be read ({error}); {way_out}") from error
 

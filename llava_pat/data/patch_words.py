@@ -28,6 +28,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from llava_pat.data.geometry import CenterCrop, Geometry
+from llava_pat.data.json_text import BadJson, parse_json
 from llava_pat.data.kept_folder import read_json
 from llava_pat.data.tokenize import encode_words
 from llava_pat.data.word_list import WordList, load_word_list
@@ -68,11 +69,11 @@ def load_meta(folder: str | Path) -> FolderMeta:
     if not file.is_file():
         raise DataError(f"{folder}: holds no {META}, so it is no folder of patch labels; {_MAKE_THEM}")
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        raw = parse_json(file.read_text(encoding="utf-8"))
         if raw.get("format") != _FORMAT:
             raise DataError(f"{file}: format {raw.get('format')!r}, this version reads {_FORMAT}; {_MAKE_THEM} again")
         return FolderMeta(**raw)
-    except (json.JSONDecodeError, TypeError, AttributeError) as error:
+    except (UnicodeDecodeError, BadJson, TypeError, AttributeError) as error:
         raise DataError(f"{file}: cannot be read ({error}); {_MAKE_THEM} again") from error
 
 

@@ -131,7 +131,7 @@ def resolve_image(image_folder: str | Path, name: str) -> Path:
     published images differ so. Whoever needs the file comes here, so that all find the same one.
     """
     folder = Path(image_folder)
-    if not _is_inside(name):
+    if not stays_inside(name):
         raise DataError(
             f"image {quoted(name)}: names must be relative to the image folder {folder} and stay inside it",
             LEAVES_FOLDER,
@@ -151,7 +151,8 @@ def resolve_image(image_folder: str | Path, name: str) -> Path:
     return path
 
 
-def _is_inside(name: str) -> bool:
+def stays_inside(name: str) -> bool:
+    """Whether an image's name can be one of a file below a folder, whatever links lie there."""
     try:
         os.fsencode(name)
     except UnicodeEncodeError:

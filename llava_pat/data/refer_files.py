@@ -15,6 +15,12 @@ from pathlib import Path
 from llava_pat.data.json_files import read_json
 from llava_pat.types import DataError
 
+_DAMAGED = (
+    pickle.UnpicklingError, EOFError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError,
+    RecursionError,
+)  # fmt: skip
+"""What unpickling raises for bytes that are no pickle; MemoryError: they announce a text without end."""
+
 
 def read_refs(file: Path) -> list[dict]:
     """The content of a refs file, pickle or JSON by its ending; DataError if it is no list of dicts."""
@@ -42,5 +48,5 @@ def _read_pickle(file: Path) -> object:
         raise DataError(f"{file}: no such file") from error
     except DataError as error:
         raise DataError(f"{file}: not read, since {error}") from error
-    except (pickle.UnpicklingError, EOFError, IndexError, KeyError, ValueError) as error:
+    except _DAMAGED as error:
         raise DataError(f"{file}: no whole pickle ({error}); download it again") from error

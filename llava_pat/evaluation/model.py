@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 import transformers
-import yaml
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -32,6 +31,7 @@ from llava_pat.data.geometry import geometry_for
 from llava_pat.data.images import UNREADABLE, open_image, open_pixels, unreadable
 from llava_pat.data.templates import Template, get_template
 from llava_pat.data.tokenize import check_round_trip, encode_prompt, load_tokenizer
+from llava_pat.data.yaml_file import BadYaml, read_yaml_file
 from llava_pat.evaluation.hashes import folder_hash
 from llava_pat.evaluation.questions import Question
 from llava_pat.models.from_folder import LoadedModel, load_model
@@ -55,7 +55,11 @@ def choose_template(folder: str | Path, conv_mode: str | None) -> tuple[str, str
         return conv_mode, "--conv-mode"
     run = Path(folder) / "config.yaml"
     if run.is_file():
-        version = yaml.safe_load(run.read_text(encoding="utf-8")).get("version")
+        try:
+            settings = read_yaml_file(run)
+        except BadYaml as error:
+            raise DataError(f"{run}: {error}; say --conv-mode, or take the file away") from error
+        version = settings.get("version") if isinstance(settings, dict) else None
         if version is not None:
             return str(version), f"version in {run}"
     name = model_name(folder)

@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llava_pat.data.json_text import BadJson, parse_json, quoted
+from llava_pat.data.records import stays_inside
 from llava_pat.types import IMAGE_TOKEN, DataError, Turn
 
 logger = logging.getLogger(__name__)
@@ -95,7 +97,7 @@ def read_science(file: str | Path, image_folder: str | Path, *, single_pred_prom
     {"id": "4", "image": "4/image.png", "conversations": [{"from": "human", "value": "Which ...\\n<image>"}, ...]}
     """
     file = Path(file)
-    records = json.loads(_text(file))
+    records = _parsed(_text(file), str(file))
     if not isinstance(records, list):
         raise DataError(f"{file}: a JSON list of questions is expected, this is a {type(records).__name__}")
     questions = []
@@ -192,6 +194,21 @@ def check_images(questions: Sequence[Question]) -> None:
         )
 
 
+def image_in(folder: Path, name: object, where: str) -> Path:
+    """The image that a benchmark's file names. DataError, with `where`, for a name that leads out of the folder.
+
+    Folders below it may be links, as those of benchmarks often are; an image may be a link to another one in it.
+    """
+    if not isinstance(name, str) or not stays_inside(name):
+        raise DataError(
+            f"{where}: image {quoted(name)}: names must be relative to the image folder {folder} and stay inside it"
+        )
+    path = folder / name
+    if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+        raise DataError(f"{where}: image {path} is a link that leads out of the folder, to {path.resolve()}")
+    return path
+
+
 def chunk(questions: Sequence[Question], num_chunks: int, chunk_idx: int) -> list[Question]:
     """LLaVA's get_chunk: the chunk_idx-th stretch of ceil(n / num_chunks) questions. The last ones may be empty."""
     if not 0 <= chunk_idx < num_chunks:
@@ -214,25 +231,32 @@ def questions_hash(questions: Sequence[Question]) -> str:
 def _text(file: Path) -> str:
     if not file.is_file():
         raise FileNotFoundError(f"question file {file} does not exist")
-    return file.read_text(encoding="utf-8")
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not UTF-8 text at byte {error.start}; save it as UTF-8") from error
 
 
 def _object(raw: str, where: str) -> dict[str, Any]:
-    try:
-        line = json.loads(raw)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON ({error}): {raw[:60]!r}") from error
+    line = _parsed(raw, where)
     if not isinstance(line, dict):
         raise DataError(f"{where}: a JSON object is expected, this is a {type(line).__name__}")
     return line
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return parse_json(text)
+    except BadJson as error:
+        raise DataError(f"{where}: not JSON ({error}): {text[:60]!r}") from error
 
 
 def _image_paths(value: object, folder: Path, where: str) -> tuple[Path, ...]:
     """Of "image": a name, a list of names, or nothing."""
     names = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise DataError(f"{where}: 'image' must be a file name or a list of them, this is {value!r}")
-    return tuple(folder / name for name in names)
+        raise DataError(f"{where}: 'image' must be a file name or a list of them, this is {quoted(value)}")
+    return tuple(image_in(folder, name, where) for name in names)
 
 
 def _is_nothing(cell: str | None) -> bool:

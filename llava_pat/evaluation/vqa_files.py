@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from llava_pat.data.json_files import field, read_json
+from llava_pat.data.json_text import quoted
 from llava_pat.evaluation.benchmark import Answers, Benchmark, Scores, texts_of
 from llava_pat.evaluation.prompts import SHORT_ANSWER
-from llava_pat.evaluation.questions import Question
+from llava_pat.evaluation.questions import Question, image_in
 from llava_pat.evaluation.scorers.m4c import m4c_answer
 from llava_pat.evaluation.scorers.vqa_accuracy import vqa_accuracy
 from llava_pat.types import DataError
@@ -26,12 +27,20 @@ def read_vqa_questions(file: Path, images: Path, image_name: str) -> list[Questi
     return [
         Question(
             id=field(entry, "question_id", file, number),
-            images=(images / image_name.format(field(entry, "image_id", file, number)),),
+            images=(image_in(images, _image_name(image_name, entry, file, number), f"{file}, question {number}"),),
             text=field(entry, "question", file, number) + SHORT_ANSWER,
             where=f"{file}, question {number}",
         )
         for number, entry in enumerate(listed(file, "questions"))
     ]
+
+
+def _image_name(template: str, entry: dict[str, Any], file: Path, number: int) -> str:
+    image = field(entry, "image_id", file, number)
+    try:
+        return template.format(image)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{file}, question {number}: 'image_id' is {quoted(image)}, no number of an image") from error
 
 
 def listed(file: Path, key: str) -> list[dict[str, Any]]:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from llava_pat.data.geometry import ASPECTS, Geometry
@@ -31,6 +30,7 @@ from llava_pat.data.patch_words import (
 from llava_pat.data.regions import load_regions
 from llava_pat.data.tokenize import load_tokenizer
 from llava_pat.data.word_list import WordList, WordListSettings, build_word_list, load_word_list, read_words
+from llava_pat.data.yaml_file import BadYaml, read_yaml_file
 from llava_pat.labelling.agreement import Truth, caption_words, region_truth
 from llava_pat.labelling.report import (
     REPORT,
@@ -168,8 +168,8 @@ def _from_yaml(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        content = read_yaml_file(path)
+    except BadYaml as error:
         raise ValueError(f"--config {path}: not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"--config {path}: expected `name: value` lines, found {type(content).__name__}")

@@ -81,7 +81,7 @@ def read_plan(plan: str) -> dict[str, Any]:
         return json.loads(plan if plan.startswith("{") else Path(plan).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"--deepspeed {plan}: no such file (from {os.getcwd()})") from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"--deepspeed {plan}: not valid JSON: {error}") from None
 
 

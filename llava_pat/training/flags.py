@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
+from llava_pat.data.yaml_file import BadYaml, read_yaml_file
 
 COMMAND_LINE = "command line"
 
@@ -90,11 +90,13 @@ def read_argv(argv: Iterable[str]) -> list[Setting]:
 def read_yaml(path: Path) -> list[Setting]:
     """A flat YAML mapping of flag names to values. Mappings (such as alignment_args) become JSON text."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml_file(path)
     except FileNotFoundError:
         beside = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) or "no .yaml files"
         raise ConfigError(f"--config {path}: no such file; {path.parent} has {beside}") from None
-    except yaml.YAMLError as error:
+    except OSError as error:
+        raise ConfigError(f"--config {path}: cannot be read: {error.strerror}") from None
+    except BadYaml as error:
         raise ConfigError(f"--config {path}: not valid YAML: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"--config {path}: expected `name: value` lines, found {type(content).__name__}")

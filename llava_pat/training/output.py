@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 import tempfile
@@ -11,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from llava_pat.data.kept_folder import write_json
+from llava_pat.data.yaml_file import BadYaml, read_yaml_file
 from llava_pat.models.checkpoint import PROJECTOR_BIN
 from llava_pat.training.arguments import PretrainArguments
 from llava_pat.training.finetune_arguments import FinetuneArguments
@@ -26,6 +27,8 @@ CONFIG = "config.yaml"
 
 # What a folder has that must not be written over.
 _OF_A_MODEL = (PROJECTOR_BIN, "config.json", "adapter_config.json")
+
+_PROBE = 1 << 16  # bytes
 
 # May change between the start of a run and its resumption without making it another run.
 _FREE = {
@@ -53,13 +56,41 @@ def claim(arguments: PretrainArguments | FinetuneArguments, folder: Path) -> boo
     with tempfile.TemporaryDirectory() as scratch:  # every rank comes here: not into the folder that they share
         ours = Path(scratch) / CONFIG
         write_config(arguments, ours)
-        old, new = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in (theirs, ours))
+        old, new = _settings(theirs), _settings(ours)
     old = {**_SINCE, **old}
     differ = sorted(key for key in (old.keys() | new.keys()) - _FREE if old.get(key) != new.get(key))
     if differ:
         shown = "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in differ[:5])
         raise ConfigError(f"{folder} holds another run ({shown}). Delete the folder or choose another --output_dir")
     return True
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """ConfigError if nothing can be written into `folder`, or into what will hold it; leaves nothing behind.
+
+    A read-only or full disk is found before models are loaded and every record is looked at.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there) as probe:
+            probe.write(bytes(_PROBE))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        raise ConfigError(
+            f"--output_dir {folder}: nothing can be written into {there} ({error.strerror}). Mend its rights, make "
+            "room, or choose another --output_dir"
+        ) from error
+
+
+def _settings(config: Path) -> dict[str, Any]:
+    try:
+        settings = read_yaml_file(config)
+    except BadYaml as error:
+        raise ConfigError(f"{config}: {error}. Is it a run of ours? Choose another --output_dir") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{config}: holds no settings of a run. Choose another --output_dir")
+    return settings
 
 
 def step_of(checkpoint: str) -> int:

@@ -87,6 +87,8 @@ def _run(arguments: Arguments) -> dict[str, Any]:
         _say(main, f"{folder} holds this run, finished. Delete it or give another --output_dir to run again.")
         _say(main, table(done))
         return done
+    if main:
+        output.refuse_unwritable(folder)
     checkpoint = from_first(checkpoint_to_go_on_from(folder) if resumable else None)
 
     set_seed(training.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import json
 import math
@@ -9,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from llava_pat.evaluation import questions as questions_module
 from llava_pat.evaluation.questions import (
     Question,
     check_images,
     check_unique,
     chunk,
+    image_in,
     questions_hash,
     read_mmbench,
     read_questions,
@@ -176,3 +179,48 @@ def test_the_hash_sees_what_is_asked(tmp_path):
 def test_unique_counts_rounds():
     questions = [Question(1, (), "a", line={"round_id": i}) for i in range(2)]
     assert check_unique(questions, unique_ids=False) == questions
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "../secret.png", "a/../../secret.png", "a\0.png", "\ud800.png", "out.png", 3]
+)
+def test_images_outside_of_the_folder_are_not_asked_about(tmp_path, name):
+    images = tmp_path / "images"
+    images.mkdir()
+    (tmp_path / "secret.png").write_bytes(b"x")
+    (images / "out.png").symlink_to(tmp_path / "secret.png")
+    file = tmp_path / "q.jsonl"
+    file.write_text(json.dumps({"question_id": 1, "image": name, "text": "What is it?"}))
+    with pytest.raises(DataError, match=r"q\.jsonl:1: "):
+        read_questions(file, images)
+    with pytest.raises(DataError, match="somewhere: image"):
+        image_in(images, name, "somewhere")
+
+
+def test_folders_of_images_may_be_links(tmp_path):
+    (tmp_path / "coco").mkdir()
+    (tmp_path / "coco" / "a.png").write_bytes(b"x")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "train").symlink_to(tmp_path / "coco")
+    (tmp_path / "images" / "b.png").symlink_to("c.png")
+    assert image_in(tmp_path / "images", "train/a.png", "").read_bytes() == b"x"
+    assert image_in(tmp_path / "images", "b.png", "") == tmp_path / "images" / "b.png"
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": ' + "9" * 5000 + "}", "{", "3"])
+def test_question_files_that_are_no_questions(tmp_path, text):
+    (tmp_path / "q.jsonl").write_text(text)
+    with pytest.raises(DataError, match=r"q\.jsonl:1: "):
+        read_questions(tmp_path / "q.jsonl", tmp_path)
+    with pytest.raises(DataError, match=r"q\.jsonl: "):
+        read_science(tmp_path / "q.jsonl", tmp_path)
+
+
+def test_no_benchmark_joins_a_name_to_its_folder_by_itself():
+    """A benchmark's file is somebody else's text: its names go through image_in."""
+    folder = Path(questions_module.__file__).parent
+    for source in (*sorted((folder / "tasks").glob("*.py")), folder / "vqa_files.py"):
+        for node in ast.walk(ast.parse(source.read_text())):
+            if isinstance(node, ast.keyword) and node.arg == "images":
+                for inner in ast.walk(node.value):
+                    assert not isinstance(inner, ast.BinOp), f"{source.name}:{node.value.lineno}"

@@ -161,7 +161,7 @@ def question_file(folder: Path) -> Path:
     for question in asked(COUNT):
         line = {"question_id": question.id, "text": question.text}
         if question.images:
-            line["image"] = [str(path) for path in question.images]
+            line["image"] = [path.name for path in question.images]
         lines.append(json.dumps(line) + "\n")
     (folder / "q.jsonl").write_text("".join(lines))
     return folder / "q.jsonl"
@@ -171,10 +171,11 @@ def command(lively, folder, *more) -> list[str]:
     return [
         "eval/model_vqa_loader.py", "--model-path", str(lively), "--question-file", str(question_file(folder)),
         "--answers-file", str(folder / "a.jsonl"), "--conv-mode", "v1", "--max_new_tokens", "8", "--device", "cpu",
-        "--batch-size", "2", *more,
+        "--batch-size", "2", "--image-folder", str(IMAGES), *more,
     ]  # fmt: skip
 
 
+IMAGES = Path(__file__).parents[1] / "assets" / "llava_written" / "images"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 

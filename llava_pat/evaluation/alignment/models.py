@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 from collections.abc import Collection, Sequence
@@ -11,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import yaml
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from llava_pat.data.geometry import Geometry, geometry_for
+from llava_pat.data.json_files import read_json
 from llava_pat.data.templates import Template, get_template
 from llava_pat.data.tokenize import check_round_trip, load_tokenizer
+from llava_pat.data.yaml_file import read_yaml_file
 from llava_pat.models.from_folder import LoadedModel, load_model
 from llava_pat.models.source import layout_of
 from llava_pat.models.vlm import VisionLanguageModel
@@ -115,13 +115,13 @@ def objective_of(folder: str) -> str | None:
 
     Other software leaves files of these names too: what is in them is then its own affair.
     """
-    for name, read, key in (("config.yaml", yaml.safe_load, "alignment"), ("metrics.json", json.loads, "objective")):
+    for name, read, key in (("config.yaml", read_yaml_file, "alignment"), ("metrics.json", read_json, "objective")):
         file = Path(folder) / name
         if not file.is_file():
             continue
         try:
-            content = read(file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, ValueError):  # ValueError: no JSON, or no text
+            content = read(file)
+        except ValueError:
             continue
         if isinstance(content, dict) and isinstance(content.get(key), str):
             return content[key]

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from llava_pat.data.json_files import field, read_json
 from llava_pat.evaluation.benchmark import Answers, Benchmark, Needed, Scores, texts_of
-from llava_pat.evaluation.questions import Question
+from llava_pat.evaluation.questions import Question, image_in
 from llava_pat.evaluation.scorers.captions import CaptionScores, caption_scores
 from llava_pat.types import DataError
 
@@ -63,7 +63,11 @@ def read_coco(file: Path, images: Path) -> list[Captioned]:
             raise DataError(f"{file}: annotation {number} is about image {image}, which is not among its images")
         said[image].append(field(annotation, "caption", file, number))
     return [
-        Captioned(image["id"], images / field(image, "file_name", file, image["id"]), tuple(said[image["id"]]))
+        Captioned(
+            image["id"],
+            image_in(images, field(image, "file_name", file, image["id"]), f"{file}, image {image['id']}"),
+            tuple(said[image["id"]]),
+        )
         for image in content["images"]
     ]
 
@@ -92,7 +96,9 @@ class CocoKarpathy(CaptionBenchmark):
         return [
             Captioned(
                 field(image, "cocoid", file, image.get("imgid")),
-                folder / field(image, "filename", file, image.get("imgid")),
+                image_in(
+                    folder, field(image, "filename", file, image.get("imgid")), f"{file}, image {image.get('imgid')}"
+                ),
                 tuple(sentence["raw"] for sentence in field(image, "sentences", file, image.get("imgid"))),
             )
             for image in chosen

@@ -8,7 +8,7 @@ from typing import Any
 from llava_pat.data.json_files import field, read_json
 from llava_pat.evaluation.benchmark import Answers, Benchmark, Needed, Scores, texts_of
 from llava_pat.evaluation.prompts import SHORT_ANSWER
-from llava_pat.evaluation.questions import Question, read_questions
+from llava_pat.evaluation.questions import Question, image_in, read_questions
 from llava_pat.evaluation.scorers.gqa import gqa_answer, gqa_metrics
 from llava_pat.evaluation.submissions import write_json
 from llava_pat.types import DataError
@@ -47,7 +47,7 @@ class Gqa(Benchmark):
         return [
             Question(
                 id=key,
-                images=(images / f"{field(entry, 'imageId', file, key)}.jpg",),
+                images=(image_in(images, f"{field(entry, 'imageId', file, key)}.jpg", f"{file}, question {key}"),),
                 text=field(entry, "question", file, key) + SHORT_ANSWER,
                 where=f"{file}, question {key}",
             )

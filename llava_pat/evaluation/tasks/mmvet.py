@@ -9,7 +9,7 @@ from typing import Any
 
 from llava_pat.data.json_files import field, read_json
 from llava_pat.evaluation.benchmark import Answers, Benchmark, Needed, Scores, texts_of
-from llava_pat.evaluation.questions import Question, read_questions
+from llava_pat.evaluation.questions import Question, image_in, read_questions
 from llava_pat.evaluation.scorers.mmvet import grade, mmvet_metrics
 from llava_pat.evaluation.submissions import write_json
 from llava_pat.types import DataError
@@ -47,7 +47,7 @@ class MmVet(Benchmark):
         return [
             Question(
                 id=int(key.removeprefix("v1_")),
-                images=(images / field(entry, "imagename", file, key),),
+                images=(image_in(images, field(entry, "imagename", file, key), f"{file}, question {key}"),),
                 text=field(entry, "question", file, key),
                 where=f"{file}, question {key}",
             )

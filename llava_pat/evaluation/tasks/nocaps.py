@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llava_pat.data.json_files import field, read_json
 from llava_pat.evaluation.benchmark import Answers, Benchmark, Needed, Scores, texts_of
-from llava_pat.evaluation.questions import Question
+from llava_pat.evaluation.questions import Question, image_in
 from llava_pat.evaluation.tasks.coco_caption import PROMPT, CaptionBenchmark, Captioned, read_coco
 
 DOWNLOAD = "https://nocaps.org/download"
@@ -59,7 +59,13 @@ class NocapsTest(Benchmark):
     def questions(self, root: Path) -> list[Question]:
         file, images = (self.path(root, needed.path) for needed in self.needs)
         return [
-            Question(id=image["id"], images=(images / field(image, "file_name", file, image["id"]),), text=PROMPT)
+            Question(
+                id=image["id"],
+                images=(
+                    image_in(images, field(image, "file_name", file, image["id"]), f"{file}, image {image['id']}"),
+                ),
+                text=PROMPT,
+            )
             for image in field(read_json(file), "images", file, "top level")
         ]
 

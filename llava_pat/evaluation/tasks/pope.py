@@ -8,7 +8,7 @@ from typing import ClassVar
 from llava_pat.data.json_files import field, read_jsonl
 from llava_pat.evaluation.benchmark import Answers, Benchmark, Needed, Scores, texts_of
 from llava_pat.evaluation.prompts import SHORT_ANSWER
-from llava_pat.evaluation.questions import Question
+from llava_pat.evaluation.questions import Question, image_in
 from llava_pat.evaluation.scorers.pope import pope_counts
 
 CATEGORIES = ("adversarial", "random", "popular")
@@ -40,7 +40,7 @@ class Pope(Benchmark):
         return [
             Question(
                 id=field(line, "question_id", file, number) + place * ID_STEP,
-                images=(images / field(line, "image", file, number),),
+                images=(image_in(images, field(line, "image", file, number), f"{file}:{number}"),),
                 text=field(line, "text", file, number) + SHORT_ANSWER,
                 extra={"category": category, "label": field(line, "label", file, number)},
                 where=f"{file}, line {number}",

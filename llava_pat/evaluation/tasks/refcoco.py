@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from llava_pat.evaluation.benchmark import Answers, Benchmark, Needed, Scores, texts_of
-from llava_pat.evaluation.questions import Question
+from llava_pat.evaluation.questions import Question, image_in
 from llava_pat.evaluation.referring import read_expressions
 from llava_pat.evaluation.scorers.rec import rec_scores
 
@@ -41,7 +41,7 @@ class Comprehension(Benchmark):
         return [
             Question(
                 id=sent_id,
-                images=(images / expression.image,),
+                images=(image_in(images, expression.image, f"{refs}: ref_id {expression.ref_id}"),),
                 text=PROMPT.format(sentence),
                 extra={"box": expression.box, "size": expression.size},
                 where=f"{refs}: ref_id {expression.ref_id}",

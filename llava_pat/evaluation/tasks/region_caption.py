@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from llava_pat.data.geometry import Box
 from llava_pat.evaluation.benchmark import Answers, Benchmark, Scores, texts_of
-from llava_pat.evaluation.questions import Question
+from llava_pat.evaluation.questions import Question, image_in
 from llava_pat.evaluation.referring import Expression, read_expressions
 from llava_pat.evaluation.scorers.captions import caption_scores
 from llava_pat.evaluation.scorers.rec import pixels_to_square
@@ -33,7 +33,7 @@ class RegionCaption(Benchmark):
         return [
             Question(
                 id=expression.ref_id,
-                images=(images / expression.image,),
+                images=(image_in(images, expression.image, f"{refs}: ref_id {expression.ref_id}"),),
                 text=PROMPT.format(written_box(expression.box, expression.size)),
                 where=f"{refs}: ref_id {expression.ref_id}",
             )

@@ -8,7 +8,7 @@ from typing import Any
 from llava_pat.data.json_files import field, read_json
 from llava_pat.evaluation.benchmark import Answers, Benchmark, Needed, Scores, texts_of
 from llava_pat.evaluation.prompts import OPTION_LETTER
-from llava_pat.evaluation.questions import Question, read_science
+from llava_pat.evaluation.questions import Question, image_in, read_science
 from llava_pat.evaluation.scorers.scienceqa import OPTIONS, scienceqa_index
 from llava_pat.types import IMAGE_TOKEN, DataError
 
@@ -79,6 +79,6 @@ def _built(key: str, problem: dict[str, Any], file: Path, images: Path) -> Quest
     lines += [f"{letter}. {choice}" for letter, choice in zip(OPTIONS, choices, strict=False)]
     text = "\n".join(lines).strip() + OPTION_LETTER
     image = field(problem, "image", file, key)
-    found = () if image is None else (images / key / image,)
+    found = () if image is None else (image_in(images, f"{key}/{image}", f"{file}, problem {key}"),)
     prompt = f"{IMAGE_TOKEN}\n{text}" if found else text
     return Question(key, found, text, prompt=prompt, where=f"{file}, problem {key}")

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from llava_pat.data.json_files import field, read_json
 from llava_pat.evaluation.benchmark import Answers, Benchmark, Needed, Scores, texts_of
 from llava_pat.evaluation.prompts import OPTION_LETTER
-from llava_pat.evaluation.questions import Question, read_questions
+from llava_pat.evaluation.questions import Question, image_in, read_questions
 from llava_pat.evaluation.scorers.seed import seed_metrics
 from llava_pat.evaluation.submissions import write_jsonl
 from llava_pat.evaluation.vqa_files import listed
@@ -89,9 +89,9 @@ class SeedAll(SeedImage):
 def _built(key: str, entry: dict[str, Any], file: Path, folder: Path) -> Question:
     """LLaVA's prompt and places: images by `data_id`, frames as <type>_<question>.png."""
     if entry["data_type"] == "image":
-        image = folder / IMAGES / field(entry, "data_id", file, key)
+        image = image_in(folder / IMAGES, field(entry, "data_id", file, key), f"{file}, question {key}")
     else:
-        image = folder / FRAMES / f"{entry['question_type_id']}_{key}.png"
+        image = image_in(folder / FRAMES, f"{entry['question_type_id']}_{key}.png", f"{file}, question {key}")
     choices = [f"{letter.upper()}. {field(entry, f'choice_{letter}', file, key)}" for letter in "abcd"]
     text = "\n".join([field(entry, "question", file, key), *choices]) + OPTION_LETTER
     return Question(int(key) if key.isdigit() else key, (image,), text, where=f"{file}, question {key}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from llava_pat.data.json_files import field
 from llava_pat.evaluation.benchmark import Answers, Benchmark, Needed, Scores, texts_of
 from llava_pat.evaluation.prompts import SHORT_ANSWER
-from llava_pat.evaluation.questions import Question, read_questions
+from llava_pat.evaluation.questions import Question, image_in, read_questions
 from llava_pat.evaluation.scorers.m4c import question_of_prompt, textvqa_accuracy
 from llava_pat.evaluation.vqa_files import listed
 from llava_pat.types import DataError
@@ -53,7 +53,8 @@ class TextVqaNoOcr(Benchmark):
             image = field(entry, "image_id", file, number)
             hint = "" if hints is None else f"\nReference OCR token: {', '.join(hints.get(image, []))}"
             text = field(entry, "question", file, number) + hint + SHORT_ANSWER
-            built.append(Question(image, (images / f"{image}.jpg",), text, where=f"{file}, entry {number}"))
+            where = f"{file}, entry {number}"
+            built.append(Question(image, (image_in(images, f"{image}.jpg", where),), text, where=where))
         return built
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from llava_pat.data.json_files import field, read_json
 from llava_pat.evaluation.benchmark import Answers, Benchmark, Needed, Scores, texts_of
 from llava_pat.evaluation.prompts import VIZWIZ
-from llava_pat.evaluation.questions import Question, read_questions
+from llava_pat.evaluation.questions import Question, image_in, read_questions
 from llava_pat.evaluation.scorers.m4c import m4c_answer
 from llava_pat.evaluation.scorers.vqa_accuracy import vqa_accuracy
 from llava_pat.evaluation.submissions import write_json
@@ -26,7 +26,7 @@ def read_vizwiz(file: Path, images: Path) -> list[Question]:
     return [
         Question(
             id=number,
-            images=(images / field(entry, "image", file, number),),
+            images=(image_in(images, field(entry, "image", file, number), f"{file}, entry {number}"),),
             text=field(entry, "question", file, number) + VIZWIZ,
             extra={key: entry[key] for key in ("answers", "answer_type") if key in entry},
             where=f"{file}, entry {number}",
