@@ -18,7 +18,7 @@ from transformers.trainer_pt_utils import safe_globals
 from llava_pat.training.stages import pretrain
 
 ZERO2 = {"deepspeed": "scripts/zero2.json"}
-LIMIT = 300  # seconds; the first run of all compiles DeepSpeed's communication for CPUs
+LIMIT = 900  # seconds; the first run of all compiles DeepSpeed's communication for CPUs
 
 # Sums over ranks in another order; Adam's first steps magnify rounding where a gradient is small. Measured, of entries
 # around 0.2 that moved by 1e-2: below 2e-6.

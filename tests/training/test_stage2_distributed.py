@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from llava_pat.training.stages import finetune
 
-LIMIT = 300  # seconds; the first run of all compiles DeepSpeed's operators for CPUs
+LIMIT = 900  # seconds; the first run of all compiles DeepSpeed's operators for CPUs
 STEPS = 4  # two epochs of two
 RESUMED_AT = 3  # inside the second epoch
 
