@@ -123,11 +123,14 @@ def build_task(shape: Shape, recipe: Recipe, device: torch.device | str) -> Alig
     llm_dtype = trained if recipe.trains == "all" else recipe.dtype
     with torch.device(device):
         tower_model = AutoModel.from_config(
-            copy.deepcopy(shape.tower), dtype=tower_dtype, attn_implementation=recipe.attention
+            copy.deepcopy(shape.tower),
+            dtype=tower_dtype,
+            attn_implementation=recipe.attention,
+            trust_remote_code=False,
         )
         tower = VisionTower(tower_model, shape.image_size)
         llm = AutoModelForCausalLM.from_config(
-            copy.deepcopy(shape.llm), dtype=llm_dtype, attn_implementation=recipe.attention
+            copy.deepcopy(shape.llm), dtype=llm_dtype, attn_implementation=recipe.attention, trust_remote_code=False
         ).eval()
         projector = build_projector(shape.projector, tower.width, shape.llm.hidden_size).to(trained)
         model = VisionLanguageModel(tower, projector, llm, shape.select_layer, shape.select_feature)

@@ -8,7 +8,7 @@ from transformers import GenerationConfig
 
 from llava_pat.models.generate import Decoding, generate
 from llava_pat.types import IMAGE_TOKEN_INDEX
-from tests.models.test_language_models import FAMILIES, model_of
+from tests.models.families import FAMILIES, model_of
 
 NEVER = 999  # outside the vocabulary
 
@@ -91,7 +91,7 @@ def test_prompts_that_end_in_an_image(tiny_vlm):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families_equal_transformers_generate(family):
     """Sliding windows, scaled embeddings and transformed logits included; theirs answers each prompt alone."""
-    model = model_of(family).eval()
+    model = model_of(FAMILIES[family])
     patches = torch.randn(2, 4, model.hidden_size)
     prompts = [[1, *[IMAGE_TOKEN_INDEX] * 4, 5, 6], [1, *[IMAGE_TOKEN_INDEX] * 4, 9], [1, 7, 8, 10, 11], [1, 12]]
     prompts.append([1, *[IMAGE_TOKEN_INDEX] * 4, 13, 14, 15])
