@@ -49,9 +49,15 @@ def who() -> str:
     return f"rank {os.environ['RANK']} of {world}" if world > 1 else "the run"
 
 
+_OF_GLOO = ("gloo", "caused pair closure")
+"""In its messages: most name a source file of gloo's, "Application timeout caused pair closure" does not."""
+
+
 def lost_the_others(error: BaseException) -> bool:
     """Whether an error is that of a collective whose other ranks are gone, or do not answer."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    if isinstance(error, dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(mark in str(error) for mark in _OF_GLOO)
 
 
 @contextlib.contextmanager
