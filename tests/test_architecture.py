@@ -24,6 +24,7 @@ FLOOR = {
     "convert": 3,
     "performance": 3,
     "profile": 4,
+    "replay": 3,
 }
 ENTRY_FOLDERS = ("train", "eval")
 SOURCES = sorted(PACKAGE.rglob("*.py"))

@@ -182,6 +182,20 @@ class TrainingArguments(transformers.TrainingArguments):
         "Lay the sequences of a micro-batch end to end in the language model, without padding; each attends to itself "
         "alone. Same loss and gradient, less work (docs/performance.md). TRL's name.",
     )
+    skip_bad_steps: int = option(
+        0,
+        "Steps that a run may leave out because their loss or gradient is not finite, or for max_loss_spike; they are "
+        "counted in metrics.json. The next one ends the run, with the samples' ids.",
+    )
+    max_loss_spike: float | None = option(
+        None,
+        "A step is bad, too, when its loss is this many times the median of the last 64 steps' (3, say). Default: off.",
+    )
+    dump_bad_steps: int = option(
+        1,
+        "Bad steps of a start that leave OUT/bad_steps/step-N, for python -m llava_pat.replay: the batch, and as many "
+        "bytes as the weights that train.",
+    )
     remove_unused_columns: bool = option(False, "False: batches are our own dictionaries (llava/train/train.py).")
 
 

@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -35,7 +35,14 @@ _LEFTOVERS = (".rehearsal-*", ".metrics*.json.*", "config.yaml.tmp")
 @contextlib.contextmanager
 def gathered(*modules: torch.nn.Module) -> Iterator[None]:
     """Under ZeRO-3 the modules' weights are whole inside; elsewhere nothing happens."""
-    sharded = [p for module in modules for p in module.parameters() if hasattr(p, "ds_id")]
+    with gathered_parameters([parameter for module in modules for parameter in module.parameters()]):
+        yield
+
+
+@contextlib.contextmanager
+def gathered_parameters(parameters: Iterable[torch.nn.Parameter]) -> Iterator[None]:
+    """As `gathered`, of single parameters."""
+    sharded = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
     if not sharded:
         yield
         return

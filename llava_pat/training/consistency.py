@@ -190,6 +190,11 @@ def check(arguments: PretrainArguments | FinetuneArguments) -> None:
         )
     if training.load_best_model_at_end:
         raise ConfigError("--load_best_model_at_end: not supported, the last weights are what the recipe keeps")
+    for name in ("skip_bad_steps", "dump_bad_steps"):
+        if vars(training)[name] < 0:
+            raise ConfigError(f"--{name} {vars(training)[name]}: expected a number of steps, 0 or more")
+    if training.max_loss_spike is not None and not 1 < training.max_loss_spike < float("inf"):
+        raise ConfigError(f"--max_loss_spike {training.max_loss_spike}: expected a factor above 1, such as 3")
     if not 1 <= training.model_max_length:
         raise ConfigError(f"--model_max_length {training.model_max_length}: expected at least 1")
     for tracker in training.report_to:

@@ -34,6 +34,7 @@ _PROBE = 1 << 16  # bytes
 _FREE = {
     "report_to", "run_name", "logging_steps", "logging_strategy", "save_total_limit", "save_steps", "save_strategy",
     "ddp_timeout", "dataloader_num_workers", "eval_steps", "eval_strategy", "per_device_eval_batch_size", "output_dir",
+    "skip_bad_steps", "max_loss_spike", "dump_bad_steps",
 }  # fmt: skip
 
 # Settings that came after runs had been written, and what those runs did: they stay resumable.

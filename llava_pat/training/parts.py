@@ -49,13 +49,18 @@ class Parts(NamedTuple):
 
 def build_parts(arguments: PretrainArguments | FinetuneArguments) -> Parts:
     """Everything that a stage needs, ready to train; ConfigError or DataError for what does not fit together."""
+    return _with_data(arguments, *build_model(arguments))
+
+
+def build_model(arguments: PretrainArguments | FinetuneArguments) -> tuple[VisionLanguageModel, bool]:
+    """The model with what trains unfrozen, and whether its tower is, or will be, its own."""
     if isinstance(arguments, PretrainArguments):
         model, own_tower = _stage1_model(arguments), False
     else:
         model, own_tower = _stage2_model(arguments)
     if arguments.training.padding_free:
         model.remove_padding()
-    return _with_data(arguments, model, own_tower)
+    return model, own_tower
 
 
 def compute_dtype(training: TrainingArguments) -> torch.dtype:

@@ -39,7 +39,7 @@ class StepLines(TrainerCallback):
         if logs["alignment_items"]:
             parts += _alignment(logs)
         parts += [
-            f"grad {logs['grad_norm']:.3g}",
+            *([f"grad {logs['grad_norm']:.3g}"] if "grad_norm" in logs else []),
             f"lr {logs['learning_rate']:.3g}",
             f"{logs['samples_per_second']:.1f} samples/s",
             f"ETA {_clock(left)}",

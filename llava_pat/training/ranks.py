@@ -44,6 +44,15 @@ def from_first(value: T) -> T:
     return shared[0]
 
 
+def from_all(value: T) -> list[T]:
+    """Every rank's value, on every rank."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [value]
+    shared: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(shared, value)
+    return shared
+
+
 def wait_for_all() -> None:
     """Until every rank is here."""
     if dist.is_available() and dist.is_initialized():

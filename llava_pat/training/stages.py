@@ -19,6 +19,7 @@ from llava_pat.analysis.vocabulary import load_vocabulary
 from llava_pat.models.checkpoint import stage1_config
 from llava_pat.models.llava_config import READABLE_BY_LLAVA, finetune_config, language_config
 from llava_pat.models.llava_names import check_output_name, evaluation_command
+from llava_pat.models.vlm import VisionLanguageModel
 from llava_pat.training import output
 from llava_pat.training.arguments import PretrainArguments, parse_pretrain
 from llava_pat.training.checkpoints import checkpoint_to_go_on_from
@@ -131,7 +132,7 @@ def _run(arguments: Arguments) -> dict[str, Any]:
         trainer.save_model()
         trainer.save_state()
     metrics = summary(arguments, trainer.state.global_step, checkpoint, seconds, trainer.initial, after)
-    metrics |= {"data_manifest": checked.manifest, **features}
+    metrics |= {"skipped_steps": len(trainer.bad_steps.skipped), "data_manifest": checked.manifest, **features}
     if main:
         output.write_metrics(folder, metrics)
         _say(main, f"\n{table(metrics)}\nwritten to {folder}")
@@ -170,7 +171,7 @@ def summary(
     first = output.step_of(checkpoint) if checkpoint else 0
     per_step = training.train_batch_size * training.gradient_accumulation_steps * training.world_size
     return {
-        "stage": 1 if isinstance(arguments, PretrainArguments) else 2,
+        "stage": _stage(arguments),
         "objective": arguments.alignment.alignment,
         "seed": training.seed,
         "steps": steps,
@@ -184,13 +185,20 @@ def summary(
 
 
 def build_task(arguments: Arguments, parts: Parts) -> AlignedTraining:
-    """The training module: model and alignment objective."""
+    """The training module: model and alignment objective, which must find the data that it needs."""
+    task = assemble_task(arguments, parts.model)
+    given = {"regions": parts.train.regions, "patch_words": parts.words}
+    with blamed_on("alignment"):
+        task.objective.check_requirements({"captions"} | {name for name, data in given.items() if data is not None})
+    return task
+
+
+def assemble_task(arguments: Arguments, model: VisionLanguageModel) -> AlignedTraining:
+    """As `build_task`, whatever the data."""
     plan = arguments.alignment.plan()
     with blamed_on("alignment"):
-        objective = build_planned(plan, hidden_size=parts.model.hidden_size, vision_width=parts.model.vision_width)
-        given = {"regions": parts.train.regions, "patch_words": parts.words}
-        objective.check_requirements({"captions"} | {name for name, data in given.items() if data is not None})
-    return AlignedTraining(parts.model, objective, {name: part.weight for name, part in plan.items()})
+        objective = build_planned(plan, hidden_size=model.hidden_size, vision_width=model.vision_width)
+    return AlignedTraining(model, objective, {name: part.weight for name, part in plan.items()})
 
 
 def build_weights(arguments: Arguments, task: AlignedTraining, parts: Parts) -> Weights:
@@ -249,6 +257,7 @@ def build_trainer(
         eval_dataset=held_out,
         probe=probe,
         weights=weights,
+        stage=_stage(arguments),
         learning_rates=rates,
         sampler=sampler,
         online_words=parts.words.online if parts.words else None,
@@ -259,6 +268,10 @@ def build_trainer(
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer
+
+
+def _stage(arguments: Arguments) -> int:
+    return 1 if isinstance(arguments, PretrainArguments) else 2
 
 
 def _say(main: bool, words: str) -> None:

@@ -64,13 +64,16 @@ class AlignedTraining(nn.Module):
         total_steps: int = 1,
         divisors: Divisors | None = None,
         ask: Callable[[VisionLanguageModel], Any] | None = None,
+        refuse_unsound: bool = True,
     ) -> Any:
         """One micro-batch as the collator gives it (llava_pat/data/collate.py).
 
         Returns `loss` (fp32 scalar with the graph) and detached fp32 sums: caption_sum, caption_count, alignment_sum,
         alignment_count, each of the objective's metrics as alignment/<name> and its counters as counter/<name>. Of
         several objectives each has its own, with @<objective> behind the name. Without `divisors` the micro-batch
-        stands alone: plain means. FloatingPointError when the projected patches are not finite.
+        stands alone: plain means. FloatingPointError when the projected patches are not finite; with `refuse_unsound`
+        False the loss is NaN then, through the whole graph, for ranks that must go backward together, and `unsound` is
+        True.
 
         With `ask`, returns ask(model) instead: ZeRO-3 has the weights together only inside the forward of the whole.
         """
@@ -79,8 +82,11 @@ class AlignedTraining(nn.Module):
         features = vision_features(self.model, batch)
         patch_embeds = self.model.project(features)
         # Here and not at the loss: an objective may stumble over such patches with words about something else.
-        if not torch.isfinite(patch_embeds.detach().sum(dtype=torch.float32)):
+        unsound = not torch.isfinite(patch_embeds.detach().sum(dtype=torch.float32))
+        if unsound and refuse_unsound:
             raise FloatingPointError("projected patches hold NaN or infinite values")
+        if unsound:  # zeros, on the graph
+            patch_embeds = torch.nan_to_num(patch_embeds, nan=0.0, posinf=0.0, neginf=0.0) * 0.0
         hidden = self.model.forward_hidden(batch["input_ids"], batch["attention_mask"], patch_embeds)
         caption, caption_count = self.model.caption_loss_sum(hidden, batch["labels"])
         loss = caption / _at_least_something(caption_count if divisors is None else divisors.caption)
@@ -92,6 +98,8 @@ class AlignedTraining(nn.Module):
             # Added even at weight 0: an objective's own parameters must be on every rank's graph.
             loss = loss + weights[name] * _share(aligned, name, divisors)
             outputs |= _sums(aligned, name)
+        if unsound:
+            return {"loss": loss * float("nan"), "unsound": True, **outputs}
         return {"loss": loss, **outputs}
 
     def activation_checkpointing_enable(

@@ -6,7 +6,8 @@ What transformers does is left to it (loop, optimizer, schedule, DDP, DeepSpeed,
 - checkpoints hold what the stage says (see weights.py): in stage 1 transformers would write the whole language model;
 - learning rates of their own for projector and tower, and batches grouped as LLaVA groups them;
 - evaluation is the probe's, on every held-out sample exactly once whatever the number of ranks;
-- a loss or gradient that is not finite stops the run before it can reach a checkpoint, and names the samples.
+- a step whose loss or gradient is not finite never reaches a checkpoint (guarding.py), and checkpoints are whole or not
+  there (saving.py).
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from llava_pat.data.collate import patch_regions, patch_words
 from llava_pat.models.padding_free import check_boundaries
 from llava_pat.models.vlm import VisionLanguageModel
-from llava_pat.training.checkpoints import TRAINER_STATE, last_checkpoint
+from llava_pat.training.checkpoints import TRAINER_STATE
 from llava_pat.training.flags import ConfigError
+from llava_pat.training.guarding import GuardedTrainer
 from llava_pat.training.measure import Probe
 from llava_pat.training.parts import compute_dtype
 from llava_pat.training.patch_words import OnlineWords
 from llava_pat.training.phases import phase
 from llava_pat.training.ranks import limit_waiting
-from llava_pat.training.saving import SavingTrainer
 from llava_pat.training.task import AlignedTraining, Divisors
 from llava_pat.training.weights import Weights
 from llava_pat.types import IGNORE_INDEX
@@ -70,7 +71,7 @@ def alignment_log(sums: Mapping[str, float], weights: Mapping[str, float]) -> di
     return {**log, "alignment_items": items_of_all}
 
 
-class AlignedTrainer(SavingTrainer):
+class AlignedTrainer(GuardedTrainer):
     """Trains an AlignedTraining module.
 
     probe: measures the held-out data set (`eval_dataset`) in `evaluate`.
@@ -109,7 +110,6 @@ class AlignedTrainer(SavingTrainer):
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
         self._sums: dict[str, Tensor] = {}
-        self._window: list[Tensor] = []  # data set places of the samples since the last optimizer step
         self._log_clock = time.perf_counter()
         self._samples_since_log = 0
 
@@ -121,7 +121,6 @@ class AlignedTrainer(SavingTrainer):
         """The divisors of the accumulation window that `batch_samples` make up."""
         if not batch_samples:
             return None
-        self._window = [batch["sample_index"] for batch in batch_samples]
         if self.online_words is not None:  # before the counts, which may be of labels
             for batch in batch_samples:
                 batch.update(self.online_words(batch["pixel_values"], device))
@@ -137,7 +136,9 @@ class AlignedTrainer(SavingTrainer):
         total = total / self.args.world_size
         # All ranks agree on what is unknown: one whose own batches tell must not divide otherwise.
         alignment = {name: total[2 * i + 1] if total[2 * i + 2] == 0 else None for i, name in enumerate(parts)}
-        return Divisors(total[0], alignment, len(batch_samples))
+        divisors = Divisors(total[0], alignment, len(batch_samples))
+        self.begin_step(batch_samples, divisors)
+        return divisors
 
     def compute_loss(
         self,
@@ -147,11 +148,9 @@ class AlignedTrainer(SavingTrainer):
         num_items_in_batch: Divisors | None = None,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         step, total = self.state.global_step, self.state.max_steps
-        try:
-            outputs = model(inputs, step=step, total_steps=total, divisors=num_items_in_batch)
-        except FloatingPointError as error:
-            raise self._not_finite(str(error), inputs["sample_index"]) from error
-        self._refuse_non_finite(outputs["loss"], inputs["sample_index"], "loss")
+        self.bad_steps.before_forward()
+        outputs = model(inputs, step=step, total_steps=total, divisors=num_items_in_batch, refuse_unsound=False)
+        outputs["loss"] = self.bad_steps.after_forward(outputs["loss"], outputs.pop("unsound", False))
         for name, value in outputs.items():
             if name != "loss":
                 self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
@@ -162,31 +161,15 @@ class AlignedTrainer(SavingTrainer):
         """To the device, in the dtypes of the collator: under DeepSpeed transformers would round coverage to bf16."""
         return {name: value.to(self.args.device, non_blocking=True) for name, value in inputs.items()}
 
-    def _refuse_non_finite(self, value: Tensor | float, samples: Tensor, what: str) -> None:
-        value = float(value.detach() if isinstance(value, Tensor) else value)
-        if not math.isfinite(value):
-            raise self._not_finite(f"the {what} is {value}", samples)
-
-    def _not_finite(self, what: str, samples: Tensor) -> FloatingPointError:
-        ids = [self.train_dataset.records[index].id for index in samples.tolist()]
-        kept = last_checkpoint(self.args.output_dir, closely=False)
-        return FloatingPointError(
-            f"{what} at step {self.state.global_step + 1} of {self.state.max_steps}; samples {ids}. "
-            + (f"The last good checkpoint is {kept}." if kept else "No checkpoint was written yet.")
-            + " Look at these samples, lower --learning_rate, or train in fp32 (--bf16 False)."
-        )
-
-    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float:
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        # fp16's loss scaler skips a step whose gradients overflow, and lowers its scale: that is its normal work.
-        if norm is not None and not self.args.fp16:
-            self._refuse_non_finite(norm, torch.cat(self._window), "gradient norm")
-        return norm
+    def sample_id(self, index: int) -> str:
+        return self.train_dataset.records[index].id
 
     # ---- the log
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "grad_norm" in logs:  # a training step's line
+            logs = self.without_bad_steps(logs)
+        if "loss" in logs:
             logs |= self._drain_sums()
         super().log(logs, start_time)
 

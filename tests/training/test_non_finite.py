@@ -10,6 +10,7 @@ from transformers import Trainer, TrainerCallback
 
 from llava_pat.data.dataset import LlavaDataset
 from llava_pat.training.stages import pretrain
+from llava_pat.training.task import Divisors
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, index: int) -> None:
@@ -91,9 +92,10 @@ def test_a_loss_that_is_not_finite(make_trainer) -> None:
 def test_fp16_may_overflow(make_trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its loss scaler finds the scale by overflowing, and skips those steps itself."""
     made = make_trainer()
-    made.trainer._window = [torch.tensor([0])]
+    made.trainer.begin_step([{"sample_index": torch.tensor([0])}], Divisors(torch.tensor(1.0), {}))
     monkeypatch.setattr(Trainer, "_get_grad_norm", lambda *_, **__: float("inf"))
     with pytest.raises(FloatingPointError):
         made.trainer._get_grad_norm(made.task)
+    made.trainer.begin_step([{"sample_index": torch.tensor([0])}], Divisors(torch.tensor(1.0), {}))
     monkeypatch.setattr(made.trainer.args, "fp16", True)
     assert made.trainer._get_grad_norm(made.task) == float("inf")

@@ -74,6 +74,8 @@ def _child(
     sys.stdout = sys.stderr = stream
     logging.basicConfig(stream=stream, level=logging.WARNING, format="%(message)s", force=True)
     torch.set_num_threads(1)
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # DeepSpeed's ninja
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
     if ranks > 1:
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"})

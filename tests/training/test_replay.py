@@ -1,0 +1,154 @@
+"""A bad step's dump gives the run's losses again, to the bit, and says where the first odd value comes up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from llava_pat import replay
+from llava_pat.data.dataset import LlavaDataset
+from llava_pat.training import stages
+from llava_pat.training.bad_steps import BadStep
+from llava_pat.training.stages import finetune, pretrain
+from tests.training.faults.processes import start
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, position: int) -> None:
+    intact = LlavaDataset.__getitem__
+
+    def broken(self: LlavaDataset, index: int):
+        sample = intact(self, index)
+        if index == position and len(self) == 12:
+            sample["pixel_values"] = [pixels * float("nan") for pixels in sample["pixel_values"]]
+        return sample
+
+    monkeypatch.setattr(LlavaDataset, "__getitem__", broken)
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action) -> None:
+    """action(model) when a step (the first is 0) begins, in the stage's own run."""
+
+    class At(TrainerCallback):
+        def on_step_begin(self, args, state, control, model, **keywords) -> None:
+            if state.global_step == step:
+                with torch.no_grad():
+                    action(model.model)
+
+    build = stages.build_trainer
+
+    def with_callback(*values, **keywords):
+        trainer = build(*values, **keywords)
+        trainer.add_callback(At())
+        return trainer
+
+    monkeypatch.setattr(stages, "build_trainer", with_callback)
+
+
+def dump_of(run, argv) -> Path:
+    with pytest.raises(BadStep) as error:
+        run(argv)
+    folder = Path(str(error.value).split("python -m llava_pat.replay ")[1].split(". ")[0])
+    assert folder.parent.name == "bad_steps"
+    return folder
+
+
+def replayed(dump: Path, capsys, *more: str, status: int = 0) -> str:
+    capsys.readouterr()
+    torch.manual_seed(99)
+    assert replay.main([str(dump), *more]) == status
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_an_image_that_is_not_finite(world, tmp_path: Path, monkeypatch, capsys, half: bool) -> None:
+    """The objective draws noise, so that the random state counts; of two samples one is named."""
+    poison(monkeypatch, 7)
+    flags = {"alignment": "my_package.my_module", "per_device_train_batch_size": 2, "bf16": half}
+    dump = dump_of(pretrain, world.argv(tmp_path / "llava-run", **flags))
+    monkeypatch.undo()
+    monkeypatch.syspath_prepend(str(world.folder / "modules"))
+    said = replayed(dump, capsys)
+    assert said.count("as in the run") == 2 and said.count("loss nan, as in the run") == 1
+    first = [line for line in said.splitlines() if "first value" in line]
+    assert first == ["  first value that is not finite: pixel_values: 3072 of 6144 values are not finite, samples "
+                     "['train-7']"]  # fmt: skip
+    assert "gradient" not in said
+    step = json.loads((dump / "step.json").read_text())
+    assert (step["stage"], step["autocast"], step["losses_finite"]) == (1, "bfloat16" if half else None, False)
+
+    # another random state, or other weights: seen
+    state = dump / "rank-0.json"
+    described = json.loads(state.read_text())
+    finite = next(one for one in described["micro_batches"] if one["trouble"] is None)
+    finite["loss"] += 1e-6
+    state.write_text(json.dumps(described))
+    assert f"{finite['loss']!r} in the run" in replayed(dump, capsys, status=1)
+
+
+def test_a_value_that_overflows(world, tmp_path: Path, monkeypatch, capsys) -> None:
+    at_step(monkeypatch, 3, lambda model: model.projector[2].weight.mul_(1e38).mul_(1e4).clamp_(-3e38, 3e38))
+    dump = dump_of(pretrain, world.argv(tmp_path / "llava-run"))
+    assert dump.name == "step-4"
+    said = replayed(dump, capsys)
+    assert "first value that is not finite: the output of model.projector.2 (Linear), whose input was finite" in said
+
+
+def test_a_weight_that_was_lost_before(world, tmp_path: Path, monkeypatch, capsys) -> None:
+    """Stage 2: the language model's weights are in the dump."""
+    at_step(monkeypatch, 1, lambda model: model.llm.model.layers[1].mlp.up_proj.weight[0, 0].fill_(float("inf")))
+    dump = dump_of(finetune, world.finetune_argv(tmp_path / "llava-run"))
+    said = replayed(dump, capsys)
+    assert "layers.1.mlp.up_proj.weight, since an earlier step: 1 of 768 values are not finite" in said
+
+
+def test_a_gradient_that_overflows(world, tmp_path: Path, monkeypatch, capsys) -> None:
+    """The losses are finite, the squared gradient is not: nothing to see before the backward pass."""
+
+    class Steep(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, value):
+            return value.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * 1e30 * 1e30
+
+    from llava_pat.models.vlm import VisionLanguageModel
+
+    project = VisionLanguageModel.project
+    monkeypatch.setattr(VisionLanguageModel, "project", lambda self, features: Steep.apply(project(self, features)))
+    dump = dump_of(pretrain, world.argv(tmp_path / "llava-run"))
+    said = replayed(dump, capsys)
+    assert said.count("as in the run") == 2 and "first value" not in said
+    assert "the gradient norm is" in said.splitlines()[0]
+    assert "  the gradient of the output of model.projector.2 (Linear)" in said
+
+
+def test_one_rank_of_two(world, tmp_path: Path, capsys) -> None:
+    """The rank that has the bad sample is replayed, alone; the other on request."""
+    flags = {"gradient_accumulation_steps": 1, "alignment": "my_package.my_module"}
+
+    def break_one(rank: int) -> None:
+        poison(pytest.MonkeyPatch(), 5)
+
+    out = tmp_path / "llava-run"
+    run = start(1, world.argv(out, **flags), tmp_path / "log", ranks=2, prepare=break_one)
+    assert run.wait(120) == [1, 1], run.said() + run.said(1)
+    (dump,) = (out / "bad_steps").iterdir()
+    said = replayed(dump, capsys)
+    assert "['train-5']: loss nan, as in the run" in said
+    other = 0 if "rank 1 of 2" in said.splitlines()[0] else 1
+    assert "train-5" not in replayed(dump, capsys, "--rank", str(other))
+    replayed(dump, capsys, "--rank", "2", status=2)
+
+
+def test_what_is_no_dump(tmp_path: Path, capsys) -> None:
+    assert replay.main([str(tmp_path)]) == 2
+    assert "no step to replay" in capsys.readouterr().err
+    (tmp_path / "step.json").write_text('{"format": "another"}')
+    assert replay.main([str(tmp_path)]) == 2
+    assert "its format is 'another'" in capsys.readouterr().err
