@@ -44,6 +44,7 @@ class Collator:
     int64 [B, T] (IGNORE_INDEX on images and padding), attention_mask bool [B, T], pixel_values float32 [I, 3, S, S]
     (I may be 0), image_sequence int64 [I] (which of the B), sample_index int64 [B] (place in the data set).
     When the data set has a feature cache, vision_features [I, N, Dv] in the place of pixel_values.
+    When images were lost in the middle of a run (LlavaDataset.missing), also lost_images int64 [].
     When the data set has regions, also region_coverage float32 [R, N], region_image int64 [R] (which of the I),
     region_label_ids int64 [R, L] (padded with 0) and region_label_mask bool [R, L]; R may be 0, L is at least 1.
     When the data set has patch words, also what WordTokens.batch gives; `word_tokens` are those of their list.
@@ -85,6 +86,8 @@ class Collator:
             ),
             "sample_index": torch.tensor([sample["index"] for sample in samples], dtype=torch.int64),
         }
+        if lost := sum(sample.get("lost_images", 0) for sample in samples):
+            batch["lost_images"] = torch.tensor(lost)
         if any(sample["regions"] is not None for sample in samples):
             batch |= self._regions(samples)
         if any(sample["patch_words"] is not None for sample in samples):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -14,16 +15,21 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from llava_pat.data.check import CheckReport, check_dataset, compare_sizes
+from llava_pat.data.check.findings import OnMissing
 from llava_pat.data.feature_store import FeatureStore
 from llava_pat.data.geometry import Geometry
-from llava_pat.data.images import UNREADABLE, open_image, unreadable
+from llava_pat.data.images import BROKEN, MISSING, TOO_LARGE, UNREADABLE, open_image, unreadable
 from llava_pat.data.patch_words import PatchWordsFolder
 from llava_pat.data.records import Records, resolve_image
 from llava_pat.data.regions import build_patch_regions
 from llava_pat.data.templates import Template
 from llava_pat.data.tokenize import Encoded, encode
-from llava_pat.types import DataError, ImageRegions, Record
+from llava_pat.data.worker_progress import WorkerProgress
+from llava_pat.types import IGNORE_INDEX, DataError, ImageRegions, Record
 
+logger = logging.getLogger(__name__)
+
+_INSTEAD = {"skip": "nothing of the record is trained on", "blank": "an empty image is in its place"}
 _PIECES = re.compile(r"[A-Za-z]{1,6}|[^A-Za-z\s]")  # up to six letters, or any one other character: about a token
 
 
@@ -45,9 +51,11 @@ class LlavaDataset(Dataset):
                       list, -1 where there is no candidate; None altogether when the data set has no label folder
         vision_features  float32 [1, 576, 1024], in the place of pixel_values where the data set has a feature cache
         id, index     "004539375", its place in the data set;     image_size   336, so that an empty batch has a shape
+        lost_images   how many of its images went missing or broke since the check, with `missing` skip or blank
 
-    An image in `blank` is of the mean colour, without regions and without words of patches. Raises DataError, naming
-    the record and the path, for any other that is missing or broken.
+    An image in `blank` is of the mean colour, without regions and without words of patches. Any other that is missing
+    or broken is treated as `missing` says: "error" raises DataError, naming the record and the path; "blank" takes an
+    empty one, "skip" as well and trains on nothing of the record.
     """
 
     def __init__(
@@ -72,6 +80,8 @@ class LlavaDataset(Dataset):
         self.model_max_length = model_max_length
         self.patch_words = patch_words
         self.blank: frozenset[str] = frozenset()  # images that are missing: an empty one takes their place
+        self.missing: OnMissing = "error"  # what to do when another one turns out to be, in the middle of a run
+        self.progress: WorkerProgress | None = None  # where the loader's processes say what they are at
         self.features: FeatureStore | None = None
         self.features_dtype = torch.float32
 
@@ -80,27 +90,33 @@ class LlavaDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         record = self.records[index]
+        if self.progress is not None:
+            self.progress.at(index)
         encoded = self.encode(record)
         sizes: list[tuple[int, int] | None] = [None] * len(record.images)
+        lost: list[str] = []
         if self.features is None:
-            images = [self._pixels(record, name) for name in record.images]
+            images = [self._pixels_if_there(record, name, lost) for name in record.images]
             sizes = [size for _, size in images]
             seen = {"pixel_values": [pixels for pixels, _ in images]}
         else:  # no image is opened
             seen = {"vision_features": self.features.features(record.images, self.features_dtype, record.where)}
+        left_out = bool(lost) and self.missing == "skip"
+        empty = self.blank.union(record.images if left_out else lost)
         return {
             "input_ids": encoded.input_ids,
-            "labels": encoded.labels,
+            "labels": [IGNORE_INDEX] * len(encoded.labels) if left_out else encoded.labels,
             **seen,
             "regions": None
             if self.regions is None
-            else [self._regions(record, name, size) for name, size in zip(record.images, sizes, strict=True)],
+            else [self._regions(record, name, size, empty) for name, size in zip(record.images, sizes, strict=True)],
             "patch_words": None
             if self.patch_words is None
-            else [self._patch_words(record, name) for name in record.images],
+            else [self._patch_words(record, name, empty) for name in record.images],
             "id": record.id,
             "index": index,
             "image_size": self.geometry.size,
+            "lost_images": len(lost),
         }
 
     def encode(self, record: Record) -> Encoded:
@@ -170,17 +186,29 @@ class LlavaDataset(Dataset):
             except UNREADABLE as error:
                 raise unreadable(path, record.where, error) from error
 
+    def _pixels_if_there(self, record: Record, name: str, lost: list[str]) -> tuple[Tensor, tuple[int, int] | None]:
+        """As `_pixels`; with `missing` skip or blank an empty image for one that the check has still seen, whose name
+        then goes to `lost`."""
+        try:
+            return self._pixels(record, name)
+        except DataError as error:
+            if self.missing == "error" or error.kind not in (MISSING, BROKEN, TOO_LARGE):
+                raise
+            logger.warning("%s: %s (--missing %s)", error, _INSTEAD[self.missing], self.missing)
+            lost.append(name)
+            return self.geometry.blank(), None
+
     def _regions(
-        self, record: Record, name: str, size: tuple[int, int] | None
+        self, record: Record, name: str, size: tuple[int, int] | None, empty: Collection[str]
     ) -> tuple[Tensor, list[list[int]]] | None:
         """size: of the image, (height, width); None where it was not opened: then `check` has compared it."""
         annotated = self.regions.get(name)
-        if annotated is None or name in self.blank:
+        if annotated is None or name in empty:
             return None
         if size is not None:
             compare_sizes(record, annotated, size)
         coverage, label_ids, _ = build_patch_regions(annotated, self.geometry, self.patch_size, self.tokenizer)
         return coverage, label_ids
 
-    def _patch_words(self, record: Record, name: str) -> tuple[Tensor, Tensor]:
-        return self.patch_words.no_words() if name in self.blank else self.patch_words.row(name, record.where)
+    def _patch_words(self, record: Record, name: str, empty: Collection[str]) -> tuple[Tensor, Tensor]:
+        return self.patch_words.no_words() if name in empty else self.patch_words.row(name, record.where)

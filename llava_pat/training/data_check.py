@@ -20,11 +20,13 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class CheckedData:
-    """The data sets that are trained and measured on, and the manifest hash of the first."""
+    """The data sets that are trained and measured on, and the manifest hash of each."""
 
     train: LlavaDataset
     held_out: LlavaDataset | None
     manifest: str
+    held_out_manifest: str | None
+    may_lose: int  # images that may go missing in the middle of the run: what --max_missing leaves
 
 
 def check_data(parts: Parts, data: DataArguments, main: bool) -> CheckedData:
@@ -36,14 +38,16 @@ def check_data(parts: Parts, data: DataArguments, main: bool) -> CheckedData:
     if parts.words is not None and main:
         parts.words.check_tower()
         print(parts.words, flush=True)
-    train, manifest = _check("training", parts.train, parts, data, main)
-    held_out = None
+    train, manifest, may_lose = _check("training", parts.train, parts, data, main)
+    held_out = held_out_manifest = None
     if parts.held_out is not None:
-        held_out, _ = _check("held-out", parts.held_out, parts, data, main)
-    return CheckedData(train, held_out, manifest)
+        held_out, held_out_manifest, _ = _check("held-out", parts.held_out, parts, data, main)
+    return CheckedData(train, held_out, manifest, held_out_manifest, may_lose)
 
 
-def _check(name: str, dataset: LlavaDataset, parts: Parts, data: DataArguments, main: bool) -> tuple[LlavaDataset, str]:
+def _check(
+    name: str, dataset: LlavaDataset, parts: Parts, data: DataArguments, main: bool
+) -> tuple[LlavaDataset, str, int]:
     decided = None
     if main:
         try:
@@ -55,11 +59,14 @@ def _check(name: str, dataset: LlavaDataset, parts: Parts, data: DataArguments, 
                 raise
             raise DataError(f"{error}; or go on without it: --missing skip, or blank", error.kind) from error
         print(f"{name} data: {report}", flush=True)
-        decided = report.left_out, report.blank, report.manifest, list(over_caps(name, report, data))
-    left_out, blank, manifest, problems = from_first(decided)
+        may_lose = int(_most_missing(report, data)) - len(report.lost)
+        decided = report.left_out, report.blank, report.manifest, may_lose, list(over_caps(name, report, data))
+    left_out, blank, manifest, may_lose, problems = from_first(decided)
     if problems:
         raise ConfigError("\n".join(problems))
-    return dataset.without(left_out, blank) if left_out or blank else dataset, manifest
+    checked = dataset.without(left_out, blank) if left_out or blank else dataset
+    checked.missing = data.missing
+    return checked, manifest, may_lose
 
 
 def over_caps(name: str, report: CheckReport, data: DataArguments) -> Iterator[str]:
@@ -73,10 +80,14 @@ def over_caps(name: str, report: CheckReport, data: DataArguments) -> Iterator[s
             f"{data.max_bad_records}; the first reasons are above. Mend the file, or raise the share"
         )
     lost = report.lost
-    if len(lost) > (data.max_missing if data.max_missing >= 1 else data.max_missing * report.named_images):
+    if len(lost) > _most_missing(report, data):
         first = ", ".join(entry.image for entry in lost[:_SHOWN])
         yield (
             f"{name} data: {len(lost)} of {report.named_images} images are missing or broken, more than --max_missing "
             f"{data.max_missing:g} allows: {first}{' ...' if len(lost) > _SHOWN else ''}. Fetch them again (python -m "
             "llava_pat.data.check --report FILE lists them all), or raise --max_missing"
         )
+
+
+def _most_missing(report: CheckReport, data: DataArguments) -> float:
+    return data.max_missing if data.max_missing >= 1 else data.max_missing * report.named_images

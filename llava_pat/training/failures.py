@@ -11,11 +11,14 @@ With a launcher (torchrun, deepspeed) these are the statuses of its processes; i
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
+
+from llava_pat.types import DataError
 
 # What torch says, as a RuntimeError, when the disk did not take what it wrote.
 _OF_TORCH = ("PytorchStreamWriter", "inline_container", "file write failed")
@@ -41,6 +44,17 @@ def writing(what: str, folder: Path, way_out: str) -> Iterator[None]:
         if isinstance(error, RunFailed) or not of_the_disk:
             raise
         raise RunFailed(f"{what} could not be written: {error} ({_space(folder)}). {way_out}") from error
+
+
+def killed_worker(error: RuntimeError) -> int | None:
+    """The process id in torch's error about a DataLoader's process that is gone; None for another error."""
+    found = re.search(r"DataLoader worker \(pid(?:\(s\))? (\d+)", str(error))
+    return int(found[1]) if found else None
+
+
+def in_one_line(error: DataError) -> str:
+    """The message alone, where torch has put a traceback of a DataLoader's process before it."""
+    return str(error).rpartition(f"{type(error).__name__}: ")[2].strip()
 
 
 def _space(folder: Path) -> str:

@@ -1,4 +1,5 @@
-"""A Trainer that takes no bad step: it leaves the step out on all ranks, or ends the run, and names the samples."""
+"""A Trainer that takes no bad step (it leaves the step out on all ranks, or ends the run), and names the samples, also
+where a process that reads them ends."""
 
 from __future__ import annotations
 
@@ -9,14 +10,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback
+from transformers.trainer_utils import TrainOutput
 
+from llava_pat.data.worker_progress import WorkerProgress
 from llava_pat.training.bad_steps import BadStep, BadSteps
 from llava_pat.training.checkpoints import last_checkpoint
+from llava_pat.training.failures import RunFailed, in_one_line, killed_worker
 from llava_pat.training.parts import compute_dtype
 from llava_pat.training.saving import SavingTrainer
 from llava_pat.training.step_dump import FOLDER, write_dump
 from llava_pat.training.task import Divisors
+from llava_pat.types import DataError
 
 _STATE = "llava_pat_bad_steps"  # in trainer_state.json
 _SHOWN = 64  # ids in a message; the dump has all
@@ -37,6 +43,33 @@ class GuardedTrainer(SavingTrainer):
     @abstractmethod
     def sample_id(self, index: int) -> str:
         """The id of a sample, by its place in the data set."""
+
+    def train(self, *args: Any, **keywords: Any) -> TrainOutput:
+        """As transformers'; what the loader's processes end with becomes one message, with the sample."""
+        try:
+            return super().train(*args, **keywords)
+        except DataError as error:
+            raise DataError(f"{in_one_line(error)}. {self._goes_on()}", error.kind) from error
+        except RuntimeError as error:
+            killed = killed_worker(error)
+            if killed is None:
+                raise
+            index = self.train_dataset.progress.of(killed)
+            place = "before its first sample" if index is None else f"at sample {self.sample_id(index)!r}, or behind it"
+            raise RunFailed(
+                f"a process that reads images (pid {killed}) ended {place}, in step {self.state.global_step + 1} of "
+                f"{self.state.max_steps}: {str(error).strip()} If memory ran out, take fewer --dataloader_num_workers. "
+                + self._goes_on()
+            ) from error
+
+    def get_train_dataloader(self) -> DataLoader:
+        if self.args.dataloader_num_workers:
+            self.train_dataset.progress = WorkerProgress(self.args.dataloader_num_workers)
+        return super().get_train_dataloader()
+
+    def _goes_on(self) -> str:
+        kept = last_checkpoint(self.args.output_dir, closely=False)
+        return f"The same command goes on from {kept}" if kept else "No checkpoint was written yet"
 
     def begin_step(self, batches: Sequence[Mapping[str, Tensor]], divisors: Divisors) -> None:
         """The micro-batches of a step are there, on this rank."""

@@ -23,6 +23,7 @@ from llava_pat.training.run_config import write_config
 
 METRICS = "metrics.json"
 INITIAL = "metrics_init.json"
+DATA = "data_manifest.json"
 CONFIG = "config.yaml"
 
 # What a folder has that must not be written over.
@@ -113,6 +114,24 @@ def remember_initial(folder: Path, measured: Mapping[str, float]) -> None:
 def recall_initial(folder: Path) -> dict[str, float] | None:
     path = folder / INITIAL
     return json.loads(path.read_text()) if path.is_file() else None
+
+
+def remember_data(folder: Path, manifests: Mapping[str, str | None]) -> None:
+    """Keep which data a run begins with. manifests: by data set (data/check/manifest.py)."""
+    write_json(folder / DATA, manifests, indent=2)
+
+
+def refuse_other_data(folder: Path, manifests: Mapping[str, str | None]) -> None:
+    """ConfigError when a run would go on with other data than it began with; the files' names may be the same."""
+    path = folder / DATA
+    then = json.loads(path.read_text()) if path.is_file() else dict(manifests)
+    for name, now in manifests.items():
+        if then[name] != now:
+            raise ConfigError(
+                f"{folder}: the {name} data are not those that this run began with: manifest {then[name]} then, {now} "
+                "now. Records, regions or images (their number or their bytes) have changed: put them back, or choose "
+                "another --output_dir"
+            )
 
 
 def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:

@@ -55,6 +55,11 @@ def write_config(arguments: PretrainArguments | FinetuneArguments, path: str | P
     os.replace(aside, target)
 
 
+def settings(arguments: PretrainArguments | FinetuneArguments) -> dict[str, Any]:
+    """What `write_config` writes, by name."""
+    return {name: value for part in arguments for name, value in _settings(part).items()}
+
+
 def _settings(part: Any) -> dict[str, Any]:
     found = {}
     for item in fields(part):

@@ -21,6 +21,7 @@ from llava_pat.models.llava_config import READABLE_BY_LLAVA, finetune_config, la
 from llava_pat.models.llava_names import check_output_name, evaluation_command
 from llava_pat.models.vlm import VisionLanguageModel
 from llava_pat.training import output
+from llava_pat.training.agreement import refuse_disagreement
 from llava_pat.training.arguments import PretrainArguments, parse_pretrain
 from llava_pat.training.checkpoints import checkpoint_to_go_on_from
 from llava_pat.training.data_check import check_data
@@ -82,6 +83,8 @@ def _run(arguments: Arguments) -> dict[str, Any]:
     training = arguments.training
     folder = Path(training.output_dir)
     main = training.process_index == 0
+    with phase("comparing how the ranks were started"):
+        refuse_disagreement(arguments)
     resumable = output.claim(arguments, folder) and main
     done = output.finished(folder)
     if done is not None:
@@ -98,12 +101,17 @@ def _run(arguments: Arguments) -> dict[str, Any]:
     with phase("the data check, which the first rank does"):
         checked = check_data(parts, arguments.data, main)
     parts = parts._replace(train=checked.train, held_out=checked.held_out)
+    manifests = {"training": checked.manifest, "held-out": checked.held_out_manifest}
+    if checkpoint:
+        output.refuse_other_data(folder, manifests)
     weights = build_weights(arguments, task, parts)
     if main:
         with blamed_on("output_dir"):
             if isinstance(arguments, FinetuneArguments):
                 rehearse(weights, parts.tokenizer, folder)
             write_config(arguments, folder / output.CONFIG)  # last: from here on the folder is this run's
+            if not checkpoint:
+                output.remember_data(folder, manifests)
     features: dict[str, Any] = {}
     if arguments.data.feature_cache is not None:
         with phase("the feature cache"):
@@ -116,6 +124,7 @@ def _run(arguments: Arguments) -> dict[str, Any]:
         weights,
         initial=output.recall_initial(folder) if checkpoint else None,
         on_initial=lambda measured: output.remember_initial(folder, measured) if main else None,
+        may_lose=checked.may_lose,
     )
     if checkpoint:
         _say(main, f"going on from {checkpoint}")
@@ -132,7 +141,8 @@ def _run(arguments: Arguments) -> dict[str, Any]:
         trainer.save_model()
         trainer.save_state()
     metrics = summary(arguments, trainer.state.global_step, checkpoint, seconds, trainer.initial, after)
-    metrics |= {"skipped_steps": len(trainer.bad_steps.skipped), "data_manifest": checked.manifest, **features}
+    metrics |= {"skipped_steps": len(trainer.bad_steps.skipped), "lost_images": trainer.lost_images}
+    metrics |= {"data_manifest": checked.manifest, **features}
     if main:
         output.write_metrics(folder, metrics)
         _say(main, f"\n{table(metrics)}\nwritten to {folder}")
@@ -238,6 +248,7 @@ def build_trainer(
     weights: Weights,
     initial: Mapping[str, float] | None = None,
     on_initial: Callable[[Mapping[str, float]], None] | None = None,
+    may_lose: int = 0,
 ) -> AlignedTrainer:
     """The trainer with the probe and the log lines."""
     held_out = parts.held_out
@@ -263,6 +274,7 @@ def build_trainer(
         online_words=parts.words.online if parts.words else None,
         initial=initial,
         on_initial=on_initial,
+        may_lose=may_lose,
         callbacks=[StepLines(), DrawApart(), Phases()],
     )
     trainer.remove_callback(PrinterCallback)

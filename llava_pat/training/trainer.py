@@ -39,7 +39,7 @@ from llava_pat.training.phases import phase
 from llava_pat.training.ranks import limit_waiting
 from llava_pat.training.task import AlignedTraining, Divisors
 from llava_pat.training.weights import Weights
-from llava_pat.types import IGNORE_INDEX
+from llava_pat.types import IGNORE_INDEX, DataError
 
 
 def alignment_log(sums: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
@@ -81,6 +81,7 @@ class AlignedTrainer(GuardedTrainer):
     sampler: the order of the training samples; None shuffles.
     online_words: labels every batch's patches, where they come from no file.
     initial: the measures before training, of an earlier start; None takes them as soon as the model is ready.
+    may_lose: images that may go missing under way (LlavaDataset.missing), on all ranks together.
     """
 
     model: AlignedTraining
@@ -95,9 +96,11 @@ class AlignedTrainer(GuardedTrainer):
         initial: Mapping[str, float] | None = None,
         on_initial: Callable[[Mapping[str, float]], None] | None = None,
         online_words: OnlineWords | None = None,
+        may_lose: int = 0,
         **keywords: Any,
     ) -> None:
         super().__init__(*args, **keywords)
+        self.may_lose, self.lost_images = may_lose, 0
         self.probe = probe
         self.weights = weights
         self.learning_rates = dict(learning_rates or {})
@@ -131,14 +134,24 @@ class AlignedTrainer(GuardedTrainer):
             counts = [objective.count(patch_regions(batch), patch_words(batch)) for batch in batch_samples]
             known = [float(count) for count in counts if count is not None]
             sums += [sum(known), float(len(counts) - len(known))]
-        total = torch.tensor(sums, device=device)
+        lost = sum(int(batch["lost_images"]) for batch in batch_samples if "lost_images" in batch)
+        total = torch.tensor([*sums, float(lost)], device=device)
         self._all_reduce(total)
+        self._count_lost(int(total[-1]))
         total = total / self.args.world_size
         # All ranks agree on what is unknown: one whose own batches tell must not divide otherwise.
         alignment = {name: total[2 * i + 1] if total[2 * i + 2] == 0 else None for i, name in enumerate(parts)}
         divisors = Divisors(total[0], alignment, len(batch_samples))
         self.begin_step(batch_samples, divisors)
         return divisors
+
+    def _count_lost(self, images: int) -> None:
+        self.lost_images += images
+        if images and self.lost_images > self.may_lose:
+            raise DataError(
+                f"{self.lost_images} images went missing or broke while the run read them (named above), more than the "
+                f"{self.may_lose} that --max_missing leaves"
+            )
 
     def compute_loss(
         self,

@@ -48,19 +48,23 @@ class Started:
 
 def start(
     stage: int,
-    argv: Sequence[str],
+    argv: Sequence[str] | Callable[[int], Sequence[str]],
     logs: Path,
     ranks: int = 1,
     prepare: Callable[[int], None] | None = None,
 ) -> Started:
-    """Start a stage as `ranks` processes. prepare: called in each with its rank before the stage; may patch things."""
+    """Start a stage as `ranks` processes.
+
+    argv: of all of them, or by rank. prepare: called in each with its rank before the stage; may patch things.
+    """
     port = _free_port()
     files = [logs.with_name(f"{logs.name}.{rank}") for rank in range(ranks)]
     fork = multiprocessing.get_context("fork")
     processes = []
     for rank, file in enumerate(files):
         file.unlink(missing_ok=True)
-        processes.append(fork.Process(target=_child, args=(stage, list(argv), file, rank, ranks, port, prepare)))
+        words = list(argv(rank) if callable(argv) else argv)
+        processes.append(fork.Process(target=_child, args=(stage, words, file, rank, ranks, port, prepare)))
         processes[-1].start()
     return Started(processes, files)
 

@@ -1,0 +1,169 @@
+"""Data that change or vanish under a run, and processes that read them and are killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import get_worker_info
+
+from llava_pat.data.dataset import LlavaDataset
+from llava_pat.training import stages
+from llava_pat.training.data_check import check_data
+from llava_pat.training.launch import run as run_to_exit
+from llava_pat.training.stages import pretrain
+from llava_pat.types import IGNORE_INDEX
+
+
+@pytest.fixture
+def own(world, tmp_path: Path) -> Path:
+    """Records, regions and images that a test may spoil."""
+    folder = tmp_path / "data"
+    shutil.copytree(world.folder / "images", folder / "images")
+    for name in ("train.json", "regions.jsonl", "val.json", "regions_val.jsonl"):
+        shutil.copy(world.folder / name, folder)
+    return folder
+
+
+def flags(own: Path, **more: object) -> dict[str, object]:
+    return {
+        "data_path": own / "train.json", "regions_path": own / "regions.jsonl", "eval_data_path": own / "val.json",
+        "eval_regions_path": own / "regions_val.jsonl", "image_folder": own / "images",
+    } | more  # fmt: skip
+
+
+def ended(argv: list[str], capsys) -> tuple[int, str]:
+    """Exit status and message of a run that does not come to its end."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        run_to_exit(lambda: pretrain(argv))
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return exit_.value.code, said.split("error: ")[-1]
+
+
+def another_caption(own: Path) -> None:
+    records = json.loads((own / "train.json").read_text())
+    records[3]["conversations"][1]["value"] += " today"
+    (own / "train.json").write_text(json.dumps(records))
+
+
+def another_order(own: Path) -> None:
+    (own / "train.json").write_text(json.dumps(json.loads((own / "train.json").read_text())[::-1]))
+
+
+def another_region(own: Path) -> None:
+    text = (own / "regions.jsonl").read_text()
+    (own / "regions.jsonl").write_text(text.replace("red", "blue", 1) if "red" in text else text.replace("blue", "red"))
+
+
+def another_held_out_image(own: Path) -> None:
+    """Of the same size in pixels."""
+    with Image.open(own / "images" / "val-0.png") as image:
+        Image.new("RGB", image.size).save(own / "images" / "val-0.png")
+
+
+@pytest.mark.parametrize(
+    "change, which",
+    [
+        (another_caption, "training"), (another_order, "training"), (another_region, "training"),
+        (another_held_out_image, "held-out"),
+    ],
+)  # fmt: skip
+def test_other_data_under_the_same_names(world, tmp_path: Path, own, monkeypatch, capsys, change, which: str) -> None:
+    out = tmp_path / "llava-run"
+    argv = world.argv(out, **flags(own, alignment="my_package.my_module"))
+    monkeypatch.setenv("DIE_AT", "2")
+    monkeypatch.setenv("DIE_BY", "SIGTERM")
+    assert ended(argv, capsys)[0] == 143
+    monkeypatch.delenv("DIE_AT")
+    kept = {path: path.read_bytes() for path in own.iterdir() if path.is_file()}
+    image = (own / "images" / "val-0.png").read_bytes()
+    change(own)
+    status, message = ended(argv, capsys)
+    assert status == 2 and f"the {which} data are not those that this run began with: manifest" in message
+    for path, content in kept.items():
+        path.write_bytes(content)
+    (own / "images" / "val-0.png").write_bytes(image)
+    assert pretrain(argv)["resumed_from_step"] == 3
+
+
+@pytest.fixture
+def vanishing(own, monkeypatch):
+    """Images that are gone when training begins, and were there for the check."""
+
+    def vanish(*names: str) -> None:
+        build = stages.build_trainer
+
+        def then_gone(*values, **keywords):
+            for name in names:
+                (own / "images" / name).unlink(missing_ok=True)
+            return build(*values, **keywords)
+
+        monkeypatch.setattr(stages, "build_trainer", then_gone)
+
+    return vanish
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_vanishes_ends_the_run(world, tmp_path: Path, own, vanishing, capsys, workers: int) -> None:
+    vanishing("train-7.png")
+    status, message = ended(world.argv(tmp_path / "llava-run", **flags(own, dataloader_num_workers=workers)), capsys)
+    assert status == 2 and message.startswith(f"{own / 'train.json'}") and len(message.splitlines()) == 1
+    assert "(id 'train-7')" in message and "train-7.png does not exist" in message
+
+
+@pytest.mark.parametrize("missing, workers", [("skip", 1), ("blank", 0)])
+def test_images_that_vanish_within_the_cap(world, tmp_path: Path, own, vanishing, missing, workers, capfd) -> None:
+    vanishing("train-7.png", "train-2.png")
+    out = tmp_path / "llava-run"
+    lenient = flags(own, missing=missing, max_missing=2, dataloader_num_workers=workers)
+    assert pretrain(world.argv(out, **lenient))["lost_images"] == 2
+    again = tmp_path / "llava-again"
+    assert pretrain(world.argv(again, **lenient))["lost_images"] == 0, "the check leaves them out"
+
+
+def test_images_that_vanish_beyond_the_cap(world, tmp_path: Path, own, vanishing, capsys) -> None:
+    vanishing("train-7.png", "train-2.png")
+    status, message = ended(world.argv(tmp_path / "llava-run", **flags(own, missing="skip", max_missing=1)), capsys)
+    assert (
+        status == 2 and "2 images went missing or broke" in message and "more than the 1 that --max_missing" in message
+    )
+
+
+@pytest.mark.parametrize("missing", ["skip", "blank"])
+def test_a_sample_without_its_image(make_trainer, own: Path, missing: str) -> None:
+    made = make_trainer(**flags(own, missing=missing))
+    dataset = check_data(made.parts, made.arguments.data, main=True).train
+    whole = dataset[3]
+    assert whole["lost_images"] == 0 and whole["regions"][0] is not None
+    (own / "images" / "train-3.png").write_bytes(b"broken")
+    sample = dataset[3]
+    assert sample["lost_images"] == 1 and sample["regions"] == [None]
+    assert torch.equal(sample["pixel_values"][0], dataset.geometry.blank())
+    assert sample["input_ids"] == whole["input_ids"]
+    assert set(sample["labels"]) == {IGNORE_INDEX} if missing == "skip" else sample["labels"] == whole["labels"]
+    batch = made.parts.collator([sample, dataset[4]])
+    assert int(batch["lost_images"]) == 1 and "lost_images" not in made.parts.collator([whole])
+
+
+def test_a_worker_that_is_killed(world, tmp_path: Path, monkeypatch, capsys) -> None:
+    """As by the kernel, when memory is out."""
+    intact = LlavaDataset.__getitem__
+
+    def killed(self: LlavaDataset, index: int):
+        sample = intact(self, index)
+        if index == 5 and get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return sample
+
+    monkeypatch.setattr(LlavaDataset, "__getitem__", killed)
+    status, message = ended(world.argv(tmp_path / "llava-run", dataloader_num_workers=2), capsys)
+    assert status == 1 and "ended at sample 'train-5', or behind it, in step" in message
+    assert "killed by signal: Killed" in message and "--dataloader_num_workers" in message
