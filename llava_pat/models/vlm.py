@@ -8,12 +8,14 @@ D language width, L tokens of a text, S supervised positions, V vocabulary.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 logger = logging.getLogger(__name__)
+
+_LOGITS_AT_ONCE = 2**27  # 4,194 positions of 32,000 words: 2 GiB
 
 
 class VisionLanguageModel(nn.Module):
@@ -234,19 +238,42 @@ class VisionLanguageModel(nn.Module):
         Position t predicts label t + 1. Only positions whose next label is supervised reach lm_head: image positions
         and prompts would only cost memory. S may be 0. Logits are the model's own, capped or scaled where it does so.
         """
-        targets = labels[:, 1:]
-        supervised = targets != IGNORE_INDEX
-        return self.logits(hidden[:, :-1][supervised]).float(), targets[supervised]
+        states, targets = self._supervised(hidden, labels)
+        return self.logits(states).float(), targets
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., D] -> [..., V] in the head's dtype: the model's own, capped or scaled where it does so."""
         return self._logit_transform(self.llm.get_output_embeddings()(hidden))
 
     def caption_loss_sum(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Next-token cross entropy in nats: (fp32 scalar SUM, on the graph even when S is 0; fp32 scalar S)."""
-        logits, targets = self.supervised_logits(hidden, labels)
-        total = F.cross_entropy(logits, targets, reduction="sum")
+        """Next-token cross entropy in nats: (fp32 scalar SUM, on the graph even when S is 0; fp32 scalar S).
+
+        Where S * V is large, logits are made for some positions at a time, and again in the backward pass: they take
+        16 bytes a number, half of them at the peak of all activations.
+        """
+        states, targets = self._supervised(hidden, labels)
+        positions = self._positions_at_once(len(targets))
+        if len(targets) <= positions:
+            total = self._cross_entropy_sum(states, targets)
+        else:
+            pieces = zip(states.split(positions), targets.split(positions), strict=True)
+            total = torch.stack([_recomputed(self._cross_entropy_sum, *piece) for piece in pieces]).sum()
         return total, torch.tensor(len(targets), dtype=torch.float32, device=total.device)
+
+    def _supervised(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """([S, D], targets [S])."""
+        targets = labels[:, 1:]
+        supervised = targets != IGNORE_INDEX
+        return hidden[:, :-1][supervised], targets[supervised]
+
+    def _cross_entropy_sum(self, states: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(self.logits(states).float(), targets, reduction="sum")
+
+    def _positions_at_once(self, supervised: int) -> int:
+        """How many positions the head is called for; under ZeRO-3 all: ranks must call it equally often."""
+        if hasattr(self.llm.get_output_embeddings().weight, "ds_id"):
+            return supervised
+        return max(1, _LOGITS_AT_ONCE // self.vocab_size)
 
     # ---- what trains
 
@@ -316,6 +343,11 @@ class VisionLanguageModel(nn.Module):
         if self.tower_is_trained:
             self.tower.gradient_checkpointing_disable()
         self.train(self.training)
+
+
+def _recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """function(*inputs), of which nothing but the inputs is kept for the backward pass. It must draw no numbers."""
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def _size(parameter: nn.Parameter) -> int:
