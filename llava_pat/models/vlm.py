@@ -7,6 +7,7 @@ D language width, L tokens of a text, S supervised positions, V vocabulary.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from llava_pat.models.checkpointing import disable_gradient_checkpointing, enable_gradient_checkpointing
+from llava_pat.models.last_layer import LastLayer
 from llava_pat.models.loading import load_image_processor, load_language_model, load_vision_tower
 from llava_pat.models.logits import LogitTransform
 from llava_pat.models.padding_free import EndToEnd, Padded, prepare
@@ -66,6 +68,7 @@ class VisionLanguageModel(nn.Module):
         self.adapter = None
         self.padding_free = False
         self._logit_transform = LogitTransform.of(llm.config)
+        self._last_layer = LastLayer.of(llm)
 
     def __setattr__(self, name: str, value: object) -> None:
         if name == "adapter":  # it wraps `llm`: registered as a part, every weight would have a second name
@@ -197,14 +200,21 @@ class VisionLanguageModel(nn.Module):
             return embeds + 0 * patch_embeds.sum().to(embeds.dtype)
         return embeds.masked_scatter(is_image.unsqueeze(-1), patch_embeds.to(embeds.dtype))
 
-    def forward_hidden(self, input_ids: Tensor, attention_mask: Tensor, patch_embeds: Tensor) -> Tensor:
+    def forward_hidden(
+        self, input_ids: Tensor, attention_mask: Tensor, patch_embeds: Tensor, labels: Tensor | None = None
+    ) -> Tensor:
         """input_ids, attention_mask [B, T], patch_embeds [I, N, D] -> last hidden states [B, T, D].
 
-        After the final norm; without meaning on padding, which must be on the right. Errors as in `embed_sequence`.
+        After the final norm; without meaning on padding, which must be on the right. With labels [B, T] they may have a
+        meaning only where the next label is supervised, which saves work. Errors as in `embed_sequence`.
         """
         layout = self._layout(attention_mask)
         embeds = self.embed_sequence(layout.arrange(input_ids), patch_embeds)
-        output = self.llm.get_decoder()(inputs_embeds=embeds, use_cache=False, **layout.arguments())
+        with contextlib.ExitStack() as saving:
+            if labels is not None and self._last_layer is not None and not self.is_gradient_checkpointing:
+                is_read = F.pad(labels[:, 1:] != IGNORE_INDEX, (0, 1))
+                saving.enter_context(self._last_layer.only(layout.arrange(is_read)))
+            output = self.llm.get_decoder()(inputs_embeds=embeds, use_cache=False, **layout.arguments())
         return layout.restore(output.last_hidden_state)
 
     def forward_layers(self, input_ids: Tensor, attention_mask: Tensor, patch_embeds: Tensor) -> tuple[Tensor, ...]:

@@ -5,7 +5,8 @@ B): a linear layer of P weights costs 2 P a token forward, 2 P for its input's g
 last only where they train. So a frozen language model of N weights costs 2 N + 2 N, a trained one 6 N. Attention adds,
 for each layer and sequence of T tokens, 4 T^2 w forward (Q K^T and its product with V; w heads x width of a head) and
 8 T^2 w backward. The whole square is counted, although half of it is masked, as others do. Not counted: recomputation
-under gradient checkpointing (`recomputed` has it), norms, softmax, rotary embeddings, the optimizer.
+under gradient checkpointing (`recomputed` has it), norms, softmax, rotary embeddings, the optimizer. Counted although
+it is not done: what models/last_layer.py leaves out.
 
 Letters as in llava_pat/types.py.
 """

@@ -87,7 +87,7 @@ class AlignedTraining(nn.Module):
             raise FloatingPointError("projected patches hold NaN or infinite values")
         if unsound:  # zeros, on the graph
             patch_embeds = torch.nan_to_num(patch_embeds, nan=0.0, posinf=0.0, neginf=0.0) * 0.0
-        hidden = self.model.forward_hidden(batch["input_ids"], batch["attention_mask"], patch_embeds)
+        hidden = self.model.forward_hidden(batch["input_ids"], batch["attention_mask"], patch_embeds, batch["labels"])
         caption, caption_count = self.model.caption_loss_sum(hidden, batch["labels"])
         loss = caption / _at_least_something(caption_count if divisors is None else divisors.caption)
         outputs = {"caption_sum": caption.detach(), "caption_count": caption_count}

@@ -40,6 +40,7 @@ def counted_by_torch(task, batch) -> tuple[int, int]:
 )
 def test_flops_are_torchs(tiny: Shape, settings: dict) -> None:
     task = build_task(tiny, Recipe(dtype=torch.float32, attention="eager", **settings), "cpu")
+    task.model._last_layer = None  # whose work is model FLOPs, done or not
     batch = made_up_batch(task.model, 3, 5)
     forward, backward = counted_by_torch(task, batch)
     counted = step_flops(task.model, work_of(batch))
@@ -62,6 +63,16 @@ def test_checkpointing_recomputes_the_language_model(tiny: Shape) -> None:
     # each layer is recomputed up to its last product, whose result backward does not need
     last = 2 * 3 * work_of(batch).tokens * 40 * 24 * 2
     assert with_it - without == pytest.approx(counted.recomputed, abs=last)
+
+
+def test_what_the_last_layer_leaves_out(tiny: Shape) -> None:
+    task = build_task(tiny, Recipe("projector", torch.float32, attention="eager"), "cpu")
+    batch = made_up_batch(task.model, 3, 5)
+    forward, _ = counted_by_torch(task, batch)
+    counted, work = step_flops(task.model, work_of(batch)), work_of(batch)
+    ahead = (phases.TOWER, phases.PROJECTOR, phases.LLM, phases.HEAD)
+    left_out = 2 * (3 * work.tokens - work.supervised) * 3 * 24 * 40
+    assert forward == sum(counted.by_phase[phase] for phase in ahead) - left_out
 
 
 def test_7b_by_hand() -> None:
