@@ -86,9 +86,15 @@ def write_folder(folder: Path, task: Task, weights: Weights) -> None:
     settings = {
         "dtype": dtype, "trains": task.trains, "select_layer": task.shape.select_layer, "checkpointing": True,
         "projector": task.shape.projector, "learning_rate": LEARNING_RATE, "max_grad_norm": MAX_GRAD_NORM,
-        "threads": torch.get_num_threads(),
+        "threads": torch.get_num_threads(), "attention": _attention(task),
     }  # fmt: skip
     (folder / "settings.json").write_text(json.dumps(settings))
+
+
+def _attention(task: Task) -> str:
+    """LLaVA's torch 2.1.2 dies in a causal bf16 sdpa on several threads of a CPU ("double free or corruption")."""
+    several = torch.get_num_threads() > 1
+    return "eager" if several and task.shape.dtype != torch.float32 else "sdpa"
 
 
 def _batch(task: Task) -> dict[str, Tensor]:

@@ -28,7 +28,9 @@ def build(folder: Path, settings: dict) -> torch.nn.Module:
     from llava.model import LlavaLlamaForCausalLM
 
     dtype = getattr(torch, settings["dtype"])
-    model = LlavaLlamaForCausalLM.from_pretrained(folder / "llm", torch_dtype=dtype)
+    model = LlavaLlamaForCausalLM.from_pretrained(
+        folder / "llm", torch_dtype=dtype, attn_implementation=settings["attention"]
+    )
     model.config.use_cache = False
     if settings["checkpointing"]:
         model.enable_input_require_grads()
