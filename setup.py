@@ -58,7 +58,10 @@ setup(
         # regions files as Parquet; OWLv2 resizes with scipy
         "annotation": ["pyarrow", "scipy"],
         "ray": ["ray[data]>=2.40"],
-        "dev": ["pytest>=8", "ruff", "matplotlib", "mistral-common", "scikit-learn", "scipy", "tensorboard", "wandb"],
+        "dev": [
+            "hypothesis>=6.100", "matplotlib", "mistral-common", "pytest>=8", "ruff", "scikit-learn", "scipy",
+            "tensorboard", "wandb",
+        ],  # fmt: skip
     },
     classifiers=[
         "Programming Language :: Python :: 3",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import struct
 import threading
 import zlib
 
@@ -14,24 +13,9 @@ from PIL import Image
 from llava_pat.data.geometry import CenterCrop, Pad, Squash
 from llava_pat.data.images import BROKEN, MOST_PIXELS, TOO_LARGE, UNREADABLE, check_image, open_image
 from llava_pat.types import DataError
+from tests.faults.pictures import POSTSCRIPT, chunk, png
 
 NUMBERS = {"size": 336, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-SCRIPT = """%!PS-Adobe-3.0 EPSF-3.0
-%%BoundingBox: 0 0 8 8
-%%EndComments
-showpage
-"""
-
-
-def chunk(name: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
-
-def png(width: int, height: int, more: bytes = b"", pixels: bytes | None = None) -> bytes:
-    """An RGB picture of zeros; `pixels` instead of them."""
-    body = zlib.compress(bytes(height * (width * 3 + 1))) if pixels is None else pixels
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + more + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
 def test_the_limit_is_pils():
@@ -96,7 +80,7 @@ def test_a_script_is_no_image(tmp_path, monkeypatch):
     monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
     assert shutil.which("gs") == str(ghostscript)
     for name in ("a.png", "a.eps"):
-        (tmp_path / name).write_text(SCRIPT)
+        (tmp_path / name).write_bytes(POSTSCRIPT)
         with pytest.raises(DataError, match=f"{name} cannot be read .EPS is a program") as caught:
             check_image(tmp_path / name, "decode")
         assert caught.value.kind == BROKEN

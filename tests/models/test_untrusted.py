@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import ast
-import io
 import json
 import os
 import random
-import struct
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -23,36 +20,10 @@ from llava_pat.models.loading import load_language_model, load_vision_tower
 from llava_pat.models.projectors import build_projector
 from llava_pat.models.shards import tensor_files
 from llava_pat.types import DataError
+from tests.faults.harmful import FORMS, LYING_HEADERS, WEIGHT, Changeable, Harmful, own_code
 
 ROOT = Path(__file__).resolve().parents[2]
 LLM = ROOT / "tests/assets/llava_written/llm"
-WEIGHT = "model.mm_projector.0.weight"
-OWN_CODE = """
-import os
-os.mkdir({mark!r})
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
-class OwnConfig(PretrainedConfig):
-    model_type = "own"
-class OwnModel(PreTrainedModel):
-    config_class = OwnConfig
-class OwnTokenizer(PreTrainedTokenizerFast):
-    pass
-"""
-
-
-def own_code(folder: Path, model_type: str) -> Path:
-    """A model folder whose code leaves a folder behind when it is imported. Returns that."""
-    mark = folder / "executed"
-    classes = {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel", "AutoModelForCausalLM": "own.OwnModel"}
-    tokenizer = {"AutoTokenizer": ["own.OwnTokenizer", "own.OwnTokenizer"]}
-    config = LlamaConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=10)
-    settings = config.to_dict() | {"model_type": model_type, "auto_map": classes | tokenizer}
-    (folder / "config.json").write_text(json.dumps(settings))
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({"auto_map": tokenizer, "tokenizer_class": "OwnTokenizer"})
-    )
-    (folder / "own.py").write_text(OWN_CODE.format(mark=str(mark)))
-    return mark
 
 
 @pytest.mark.parametrize("model_type", ["own", "llama"])
@@ -93,36 +64,10 @@ def test_every_auto_class_is_told_not_to_run_code():
     assert asked >= 12
 
 
-def header(content: object, data: bytes = b"") -> bytes:
-    text = content if isinstance(content, bytes) else json.dumps(content).encode()
-    return struct.pack("<Q", len(text)) + text + data
-
-
-def one(dtype="F32", shape=(6, 4), offsets=(0, 96)) -> dict:
-    return {WEIGHT: {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}}
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"\xff" * 8 + b"{}",
-        struct.pack("<Q", 1 << 40) + b"{}",
-        header(b"[" * 100_000),
-        header(b"\xff{}"),
-        header(one(), b"\0" * 95),
-        header(one(offsets=(0, 10**12)), b"\0" * 96),
-        header(one(shape=(6, 400)), b"\0" * 96),
-        header(one(shape=(2**40, 2**40)), b"\0" * 96),
-        header(one(shape=(-6, 4)), b"\0" * 96),
-        header(one() | {"other": one()[WEIGHT]}, b"\0" * 96),
-        header(one(dtype="F8_E4M3", offsets=(0, 24)), b"\0" * 24),
-        header(one(dtype="nothing"), b"\0" * 96),
-    ],
-)
-def test_a_safetensors_header_that_lies(tmp_path, content):
+@pytest.mark.parametrize("case", LYING_HEADERS)
+def test_a_safetensors_header_that_lies(tmp_path, case):
     file = tmp_path / "mm_projector.safetensors"
-    file.write_bytes(content)
+    file.write_bytes(LYING_HEADERS[case])
     with pytest.raises(ValueError, match="mm_projector.safetensors"):
         load_projector(file, build_projector("mlp2x_gelu", 4, 6))
 
@@ -153,27 +98,15 @@ def test_a_projector_that_is_no_numbers(tmp_path, value, message):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("form", ["zip", "legacy", "pickle inside the zip"])
+@pytest.mark.parametrize("form", FORMS)
 def test_bytes_changed_at_random_are_refused_or_tensors(tmp_path, form):
     """torch.load stumbles over them in many ways; here there is one."""
     projector, rng = build_projector("mlp2x_gelu", 4, 6), random.Random(0)
     save_projector(projector, tmp_path)
     file = tmp_path / "mm_projector.bin"
-    torch.save(torch.load(file), file, _use_new_zipfile_serialization=form != "legacy")
-    whole, refused = file.read_bytes(), 0
-    with zipfile.ZipFile(file) if form != "legacy" else io.BytesIO() as archive:
-        parts = {name: archive.read(name) for name in archive.namelist()} if form != "legacy" else {}
-    pickled = next((name for name in parts if name.endswith("data.pkl")), "")
+    content, refused = Changeable(torch.load(file), form), 0
     for _ in range(150):
-        changed = bytearray(parts[pickled] if form == "pickle inside the zip" else whole)
-        for _ in range(rng.randint(1, 4)):
-            changed[rng.randrange(len(changed))] = rng.randrange(256)
-        if form == "pickle inside the zip":
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                for name, content in parts.items():
-                    archive.writestr(name, bytes(changed) if name == pickled else content)
-        else:
-            file.write_bytes(bytes(changed))
+        file.write_bytes(content.changed(rng))
         try:
             load_projector(file, projector)
         except ValueError as error:
@@ -183,11 +116,7 @@ def test_bytes_changed_at_random_are_refused_or_tensors(tmp_path, form):
 
 
 def test_a_pickle_that_names_what_it_would_run(tmp_path):
-    class Harmful:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "executed"),)
-
-    torch.save({WEIGHT: Harmful()}, tmp_path / "mm_projector.bin")
+    torch.save({WEIGHT: Harmful(tmp_path / "executed")}, tmp_path / "mm_projector.bin")
     with pytest.raises(ValueError, match="nothing else is unpickled since that can run code .it asks for posix.mkdir"):
         load_projector(tmp_path, build_projector("linear", 4, 6))
     assert not (tmp_path / "executed").exists()
