@@ -22,18 +22,31 @@ _HALF = (torch.bfloat16, torch.float16)
 def is_faster(query: Tensor, key: Tensor) -> bool:
     """Whether `causal_attention` is the better choice for these: in training, on a CPU, in half precision."""
     needs_gradient = torch.is_grad_enabled() and query.requires_grad
-    return query.device.type == "cpu" and query.dtype in _HALF and needs_gradient and query.shape[2] == key.shape[2]
+    return (
+        query.device.type == "cpu"
+        and _computed_in(query) in _HALF
+        and needs_gradient
+        and query.shape[2] == key.shape[2]
+    )
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """query [B, H, T, d], key and value [B, H or a divisor of it, T, d] -> [B, H, T, d], in their dtype.
+    """query [B, H, T, d], key and value [B, H or a divisor of it, T, d] -> [B, H, T, d], in their dtype, or autocast's.
 
     Scores and weights are rounded to that dtype, as in transformers' eager attention.
     """
+    query, key, value = (states.to(_computed_in(states)) for states in (query, key, value))
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
     return _CausalBlocks.apply(query, key, value, scale)
+
+
+def _computed_in(states: Tensor) -> torch.dtype:
+    """As torch's attention decides: rotary positions leave fp32 behind where the weights that train are fp32."""
+    kind = states.device.type
+    autocast = torch.is_autocast_enabled(kind) and states.dtype != torch.float64
+    return torch.get_autocast_dtype(kind) if autocast else states.dtype
 
 
 class _CausalBlocks(torch.autograd.Function):

@@ -66,6 +66,20 @@ def test_where_it_is_chosen() -> None:
     assert not is_faster(query.to("meta"), key.to("meta"))
 
 
+def test_under_autocast_it_computes_in_the_dtype_that_torchs_does() -> None:
+    inputs = states(4, 2, 140, torch.float32)
+    assert not is_faster(*inputs[:2])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert is_faster(*inputs[:2])
+        found, expected = results(ours, inputs), results(torchs, inputs)
+        wide = [tensor.double() for tensor in inputs]
+        assert ours(*wide).dtype == torchs(*wide).dtype == torch.float64
+    assert [tensor.dtype for tensor in found] == [tensor.dtype for tensor in expected]
+    half = results(ours, [tensor.bfloat16() for tensor in inputs])
+    for one, other in zip(found, half, strict=True):
+        assert torch.equal(one, other.to(one.dtype))
+
+
 def attended(**keywords) -> Tensor:
     query, key, value = (tensor[:1] for tensor in states(2, 2, 7, torch.bfloat16))
     output, _ = sequence_attention.attend_by_sequence(
