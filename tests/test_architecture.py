@@ -25,6 +25,7 @@ FLOOR = {
     "performance": 3,
     "profile": 4,
     "replay": 3,
+    "plan": 4,
 }
 ENTRY_FOLDERS = ("train", "eval")
 SOURCES = sorted(PACKAGE.rglob("*.py"))

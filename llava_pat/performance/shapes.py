@@ -20,6 +20,7 @@ from llava_pat.models.adapters import add_lora
 from llava_pat.models.projectors import build_projector
 from llava_pat.models.towers import VisionTower
 from llava_pat.models.vlm import VisionLanguageModel
+from llava_pat.performance.quantized_stand_in import pretend_quantized
 from llava_pat.training.task import AlignedTraining
 
 Trains = Literal["projector", "all", "lora"]
@@ -93,6 +94,7 @@ class Recipe:
     masters: weights that train are fp32 under autocast; False: all are in `dtype`, as under DeepSpeed.
     tower_layers: layers of the tower that train, as VisionLanguageModel.set_trainable counts.
     padding_free: --padding_free (models/padding_free.py).
+    bits, double_quant: below 16 the language model is quantised; such a task is built to be planned, not to be run.
     """
 
     trains: Trains
@@ -106,6 +108,8 @@ class Recipe:
     lora_r: int = 128
     lora_alpha: int = 256
     lora_dropout: float = 0.05
+    bits: int = 16
+    double_quant: bool = True
     objectives: Mapping[str, Part] = field(default_factory=lambda: plan_objectives("none", {}, 1.0, None))
 
     @property
@@ -138,6 +142,8 @@ def build_task(shape: Shape, recipe: Recipe, device: torch.device | str) -> Alig
         model.set_trainable(
             llm=recipe.trains == "all", projector=recipe.projector_trains, tower_layers=recipe.tower_layers
         )
+        if recipe.bits < 16:
+            pretend_quantized(model)
         if recipe.trains == "lora":
             add_lora(model, r=recipe.lora_r, alpha=recipe.lora_alpha, dropout=recipe.lora_dropout)
         objective = build_planned(recipe.objectives, hidden_size=model.hidden_size, vision_width=model.vision_width)
