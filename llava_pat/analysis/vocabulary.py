@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -64,9 +65,12 @@ def load_vocabulary(path: str | Path) -> Vocabulary:
         DataError: unreadable JSON, another shape, an empty facet or word, a word twice in one facet.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_each_once)
+        json.dumps(content, ensure_ascii=False).encode()  # half of a character can stand in JSON, and in no text
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such vocabulary file") from error
+    except _Twice as error:
+        raise DataError(f"{path}: {error}") from error
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg}); expected {{facet: [words]}}") from error
     except (ValueError, RecursionError) as error:  # no UTF-8, or what only JSON's grammar allows
@@ -95,6 +99,17 @@ def vocabulary_of(labels: Iterable[str]) -> Vocabulary:
     """The distinct labels of a data set as entries, sorted, without facets."""
     distinct = {_parts(label): label for label in sorted(labels, reverse=True)}
     return Vocabulary(tuple(distinct[key] for key in sorted(distinct) if key))
+
+
+class _Twice(ValueError):
+    """A key that is there twice; Python would take the last one without a word."""
+
+
+def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    for key, count in Counter(key for key, _ in pairs).items():
+        if count > 1:
+            raise _Twice(f"facet {key!r} is there {count} times, so the words of one would be lost; make it one")
+    return dict(pairs)
 
 
 def _parts(text: str) -> tuple[str, ...]:

@@ -20,8 +20,6 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from llava_pat.annotation.decoding import BOMB_PIXELS
 from llava_pat.annotation.detectors import DETECTORS
 from llava_pat.annotation.label_rules import LabelRules, load_synonyms
@@ -30,6 +28,7 @@ from llava_pat.annotation.segmenters import SEGMENTERS
 from llava_pat.annotation.selection import SelectionOptions
 from llava_pat.annotation.stages import Detector, Segmenter, Tagger
 from llava_pat.annotation.taggers import TAGGERS
+from llava_pat.data.yaml_file import BadYaml, read_yaml_file
 from llava_pat.types import DataError
 
 
@@ -121,8 +120,8 @@ def load_config(path: str | Path) -> AnnotationConfig:
 def read_settings(path: str | Path) -> dict[str, Any]:
     """What a YAML file says, not yet checked; an empty one says nothing."""
     try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raw = read_yaml_file(path)
+    except (OSError, BadYaml) as error:
         raise DataError(f"{path}: cannot be read as YAML: {error}") from error
     if not isinstance(raw, Mapping | None):
         raise DataError(f"{path}: annotation settings are a mapping, not a {type(raw).__name__}")

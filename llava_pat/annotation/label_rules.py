@@ -17,10 +17,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from llava_pat.annotation.labels import clean_label
 from llava_pat.annotation.plurals import singular
+from llava_pat.data.yaml_file import BadYaml, read_yaml_file
 from llava_pat.types import DataError
 
 SYNONYMS: Mapping[str, tuple[str, ...]] = {
@@ -91,8 +90,8 @@ class LabelRules:
 def load_synonyms(path: str | Path, extend: bool = True) -> dict[str, list[str]]:
     """A synonyms file; extend: SYNONYMS are in it where the file does not speak of their words."""
     try:
-        raw: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raw: Any = read_yaml_file(path)
+    except (OSError, BadYaml) as error:
         raise DataError(f"{path}: cannot be read as synonyms: {error}") from error
     if not isinstance(raw, dict) or not all(
         isinstance(name, str) and isinstance(others, list) and all(isinstance(other, str) for other in others)

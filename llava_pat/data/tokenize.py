@@ -39,10 +39,17 @@ def load_tokenizer(path: str | Path, model_max_length: int = 2048) -> PreTrained
     """
     try:
         tokenizer = _tokenizer(path, model_max_length)
+    except DataError:
+        raise
     except (OSError, ValueError) as error:
-        if "trust_remote_code" not in str(error):
+        if "trust_remote_code" in str(error):
+            raise DataError(
+                f"{path}: its tokenizer brings code of its own (auto_map), which is never run here"
+            ) from error
+        if str(path) in str(error):
             raise
-        raise DataError(f"{path}: its tokenizer brings code of its own (auto_map), which is never run here") from error
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path}: its tokenizer cannot be loaded ({reason})") from error
     except Exception as error:  # of files that are none of a tokenizer, `tokenizers` raises no narrower kind
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise DataError(f"{path}: its tokenizer cannot be loaded ({reason})") from error

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Literal
 
 from llava_pat.data.hashes import file_sha256
-from llava_pat.data.json_text import BadJson, parse_json
+from llava_pat.data.json_text import BadJson, JsonReader
 from llava_pat.data.records import load_records
 from llava_pat.types import DataError, Record
 
@@ -105,9 +105,12 @@ def load_word_list(path: str | Path) -> WordList:
     if not file.is_file():
         raise DataError(f"{file}: no such file; give the path of a word list (JSON), or leave it out to make one")
     try:
-        raw = parse_json(file.read_text(encoding="utf-8"))
+        reader = JsonReader()
+        raw = reader.read_whole(file.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, BadJson) as error:
         raise DataError(f"{file}: not valid JSON: {error}") from error
+    if reader.fault is not None:
+        raise DataError(f"{file}: {reader.fault}")
     words = raw.get("words") if isinstance(raw, dict) else None
     if not isinstance(words, dict) or not all(isinstance(count, int) for count in words.values()):
         raise DataError(f"{file}: holds no word list; expected {{'words': {{word: count, ...}}, ...}}")

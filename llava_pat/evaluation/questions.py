@@ -88,6 +88,8 @@ def read_questions(file: str | Path, image_folder: str | Path, *, unique_ids: bo
         extra = {name: value for name, value in line.items() if name not in ("question_id", "image", "text")}
         images = _image_paths(line.get("image"), Path(image_folder), where)
         questions.append(Question(line["question_id"], images, line["text"], extra, where=where))
+    if not questions:
+        raise DataError(f"{file}: holds no question; is it cut off? Fetch it again")
     return check_unique(questions, unique_ids=unique_ids)
 
 
@@ -204,7 +206,11 @@ def image_in(folder: Path, name: object, where: str) -> Path:
             f"{where}: image {quoted(name)}: names must be relative to the image folder {folder} and stay inside it"
         )
     path = folder / name
-    if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        leads_out = path.is_symlink() and not path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError) as error:  # longer than names can be; a link to itself, before Python 3.13
+        raise DataError(f"{where}: image {quoted(name)}: cannot be looked up in {folder}") from error
+    if leads_out:
         raise DataError(f"{where}: image {path} is a link that leads out of the folder, to {path.resolve()}")
     return path
 

@@ -33,6 +33,8 @@ def test_facets_are_columns_in_file_order(write):
     "content, message",
     [
         ("{\n oops", r"vocabulary.json:2: not JSON"),
+        ('{"colour": ["red"], "kind": ["ring"], "colour": ["blue"]}', "facet 'colour' is there 2 times"),
+        ('{"colour": ["red \\ud83d"]}', r"not JSON .*surrogates"),
         (["red"], "expected an object"),
         ({}, "expected an object"),
         ({"colour": []}, "facet 'colour' must be a non-empty list"),

@@ -106,6 +106,21 @@ def test_files_that_are_no_settings(tmp_path: Path) -> None:
             load_config(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("min_area: 2024-13-45", "month must be in"), ("[" * 2000, "nested too deeply"),
+        ("device: cpu\nmin_area: 0.1\ndevice: cuda", "line 3: 'device' is on line 1 as well"),
+        ("device: " + "9" * 5000, "Exceeds the limit"),
+    ],
+)  # fmt: skip
+def test_yaml_that_is_no_settings_names_the_file(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(DataError, match=f"run.yaml: cannot be read as YAML.*{message}"):
+        load_config(file)
+
+
 @pytest.mark.parametrize("registry", [TAGGERS, DETECTORS, SEGMENTERS])
 def test_every_implementation_has_options_with_defaults(registry: dict[str, type]) -> None:
     for name, kind in registry.items():

@@ -73,6 +73,7 @@ def test_a_file_extends_and_overrules(tmp_path: Path) -> None:
     [
         ("[a, b]", "all of them text"), ("a: b", "all of them text"), ("a: [1]", "all of them text"),
         ("a: [c]\nb: [c]", "another name of"), ("a: [b]\nb: [c]", "which becomes"),
+        ("a: [b]\na: [c]", "own.yaml: .*'a' is on line 1 as well"), ("[" * 2000, "own.yaml: .*nested too deeply"),
     ],
 )  # fmt: skip
 def test_wrong_synonyms(tmp_path: Path, text: str, message: str) -> None:

@@ -100,6 +100,7 @@ def test_labels_in_a_list():
     [
         ("{", "not valid JSON"),
         ("[]", "holds no word list"),
+        ('{"words": {"red": 1, "blue": 1}, "words": {"red": 1}}', "words.json: has the key 'words' twice"),
         ('{"words": {"a": "b"}}', "holds no word list"),
         ('{"words": {"red": 1}}', "1 words are left"),
         ('{"words": {"red": 1, "blue": 1}, "settings": [1]}', "words.json: corpus, settings and left_out"),

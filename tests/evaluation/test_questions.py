@@ -182,7 +182,18 @@ def test_unique_counts_rounds():
 
 
 @pytest.mark.parametrize(
-    "name", ["/etc/passwd", "../secret.png", "a/../../secret.png", "a\0.png", "\ud800.png", "out.png", 3]
+    "name",
+    [
+        "/etc/passwd",
+        "../secret.png",
+        "a/../../secret.png",
+        "a\0.png",
+        "\ud800.png",
+        "out.png",
+        3,
+        "a" * 5000,
+        "a/" * 5000,
+    ],
 )
 def test_images_outside_of_the_folder_are_not_asked_about(tmp_path, name):
     images = tmp_path / "images"
@@ -214,6 +225,13 @@ def test_question_files_that_are_no_questions(tmp_path, text):
         read_questions(tmp_path / "q.jsonl", tmp_path)
     with pytest.raises(DataError, match=r"q\.jsonl: "):
         read_science(tmp_path / "q.jsonl", tmp_path)
+
+
+def test_a_file_without_a_question_is_no_question_file(tmp_path):
+    """Fetched halfway: an empty benchmark would end well, with no answer."""
+    (tmp_path / "q.jsonl").write_text("\n")
+    with pytest.raises(DataError, match=r"q\.jsonl: holds no question"):
+        read_questions(tmp_path / "q.jsonl", tmp_path)
 
 
 def test_no_benchmark_joins_a_name_to_its_folder_by_itself():

@@ -171,6 +171,9 @@ def test_settings_of_a_wrong_kind_name_the_folder(tmp_path, tiny_vlm, changes):
     [
         ("tokenizer_config.json", '{"added_tokens_decoder": 3}'),
         ("tokenizer_config.json", "[]"),
+        ("tokenizer_config.json", '{"a": '),
+        ("tokenizer_config.json", '{"a": ' + "9" * 5000 + "}"),
+        ("tokenizer_config.json", '{"a": "\udcff"}'),
         ("tokenizer.model", "no sentencepiece"),
         ("tokenizer.json", '{"version": "1.0", "model": {"type": "none"}}'),
         ("tokenizer.json", "[" * 100_000),
@@ -179,6 +182,6 @@ def test_settings_of_a_wrong_kind_name_the_folder(tmp_path, tiny_vlm, changes):
 def test_a_tokenizer_that_is_none(tmp_path, name, content):
     for file in ("tokenizer.model", "tokenizer_config.json"):
         (tmp_path / file).write_bytes((LLM / file).read_bytes())
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises((DataError, ValueError, OSError), match=str(tmp_path)):
         load_tokenizer(tmp_path)

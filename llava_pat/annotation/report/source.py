@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from llava_pat.annotation.engine.claim import RUN, SETTINGS
 from llava_pat.annotation.engine.shards import LEFT_OUT, REGIONS
 from llava_pat.annotation.engine.summary import SUMMARY
@@ -20,6 +18,7 @@ from llava_pat.data.json_files import field as read_field
 from llava_pat.data.json_files import read_json
 from llava_pat.data.records import load_records
 from llava_pat.data.region_rows import find_shards
+from llava_pat.data.yaml_file import BadYaml, read_yaml_file
 from llava_pat.types import DataError
 
 
@@ -106,8 +105,8 @@ def open_source(path: Path, records: Path | None = None, image_folder: Path | No
 
 def _settings(path: Path) -> Mapping[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = read_yaml_file(path)
+    except (OSError, BadYaml) as error:
         raise DataError(f"{path}: cannot be read as YAML: {error}") from error
     if not isinstance(content, Mapping):
         raise DataError(f"{path}: holds a {type(content).__name__}, not a mapping of settings")
