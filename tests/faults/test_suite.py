@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.markup import MARKUP, Page, beyond
 from tests.faults.registry import FaultKind, Outcome, Run, all_kinds
 from tests.faults.runner import Result, run_kind
 from tests.faults.table import BEGIN, END, table, write_between_markers
@@ -68,6 +69,16 @@ def test_a_kind_that_ends_otherwise_was_not_survived(inject, happened: str) -> N
     result = run_kind(kind(inject), limit=1)
     assert (result.injected, result.survived) == (11, 10)
     assert happened in result.lost[0].happened
+
+
+def test_markup_that_is_not_escaped_is_seen() -> None:
+    page = '<p class="a"><a href="#b">WORD</a></p><script>let a = 1;</script>'
+    plain = Page(page)
+    assert beyond(page.replace("WORD", "&lt;b&gt; another"), plain) == []
+    seen = {text for text in MARKUP if beyond(page.replace("WORD", text), plain)}
+    assert len(seen) > 15 and "<img src=x onerror=alert(1)>" in seen
+    assert beyond(page.replace("#b", "javascript:alert(1)"), plain) == ["a link to javascript:alert(1)"]
+    assert beyond(page.replace('class="a"', 'class="a" onfocus="x"'), plain) == ["an element <p class onfocus>"]
 
 
 def test_a_share_is_drawn_by_the_seed(tmp_path: Path) -> None:
