@@ -45,7 +45,7 @@ def damage(folder: Path, closely: bool = True) -> str | None:
         listed = _listed(folder)
     except FileNotFoundError:
         return f"it has no {FILES}: half written, or by a llava-pat that wrote none"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         return f"its {FILES} cannot be read ({error})"
     for name, (size, _) in listed.items():
         try:
@@ -78,7 +78,10 @@ def _listed(folder: Path) -> Mapping[str, tuple[int, str]]:
     content = json.loads((folder / FILES).read_text(encoding="utf-8"))
     if content["format"] != _FORMAT:
         raise ValueError(f"its format is {content['format']!r}, not {_FORMAT!r}")
-    return {name: (entry["bytes"], entry["sha256"]) for name, entry in content["files"].items()}
+    files = content["files"]
+    if not isinstance(files, dict) or not files:
+        raise ValueError("it lists no files")
+    return {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
 
 
 def _hashes(files: Iterable[Path]) -> dict[Path, str]:

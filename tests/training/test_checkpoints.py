@@ -64,6 +64,22 @@ def test_every_harm_is_seen(tmp_path: Path, name: str, harm, caplog: pytest.LogC
     assert [record.message for record in caplog.records] == [f"{newest} is left out: {problem}"]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000, '{"format": "llava-pat checkpoint 1", "files": []}', "null", "[]", "",
+        '{"format": "llava-pat checkpoint 1", "files": {}}', '{"format": "llava-pat checkpoint 1", "files": {"a": 1}}',
+    ],
+)  # fmt: skip
+def test_a_list_that_is_none(tmp_path: Path, text: str) -> None:
+    """Also one that lists nothing: every folder would be whole."""
+    for step in (2, 4):
+        write(tmp_path, step)
+    (tmp_path / "checkpoint-4" / FILES).write_text(text)
+    assert f"its {FILES} cannot be read" in damage(tmp_path / "checkpoint-4")
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+
+
 def test_without_reading_every_byte(tmp_path: Path) -> None:
     checkpoint = write(tmp_path, 2)
     flip(checkpoint / "global_step2" / "rank_1.pt")
