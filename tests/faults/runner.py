@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.faults.registry import FaultKind, Outcome, Run
 
-_SHOWN = 5
+_SHOWN = 10
 _LAST = 2000  # characters of what a kind printed
 
 

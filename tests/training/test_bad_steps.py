@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from llava_pat.data.dataset import LlavaDataset
 from llava_pat.training.arguments import parse_pretrain
 from llava_pat.training.bad_steps import BadStep
 from llava_pat.training.flags import ConfigError
@@ -21,19 +20,7 @@ from llava_pat.training.stages import finetune, pretrain
 from llava_pat.training.task import AlignedTraining
 from tests.training.faults.comparing import assert_same, outcome
 from tests.training.faults.processes import start
-
-
-def poison(monkeypatch: pytest.MonkeyPatch, *positions: int) -> None:
-    """These training samples' pixels become infinite; the held-out set has five samples, not twelve."""
-    intact = LlavaDataset.__getitem__
-
-    def broken(self: LlavaDataset, position: int):
-        sample = intact(self, position)
-        if position in positions and len(self) == 12:
-            sample["pixel_values"] = [pixels * float("inf") for pixels in sample["pixel_values"]]
-        return sample
-
-    monkeypatch.setattr(LlavaDataset, "__getitem__", broken)
+from tests.training.faults.spoiling import poison
 
 
 def order(make) -> list[int]:

@@ -149,6 +149,9 @@ def test_errors_of_the_disk_and_others(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match=r"^it could not be written: .*No space.* GB free in .*\. Way out$"):
         with writing("it", tmp_path, "Way out"), open("/dev/full", "wb", buffering=0) as full:
             full.write(b"x")
+    for words in ("file write failed", "basic_ios::clear: iostream error"):  # torch's, when the file is closed
+        with pytest.raises(RunFailed, match=words), writing("it", tmp_path, "Way out"):
+            raise RuntimeError(words)
     with pytest.raises(RunFailed, match="inline_container"), writing("it", tmp_path / "gone", "Way out"):
         torch.save({"a": torch.zeros(10_000)}, "/dev/full")
     with pytest.raises(RuntimeError, match="something else") as error, writing("it", tmp_path, "Way out"):

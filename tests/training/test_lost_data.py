@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from torch.utils.data import get_worker_info
 
 from llava_pat.data.dataset import LlavaDataset
@@ -19,23 +16,13 @@ from llava_pat.training.data_check import check_data
 from llava_pat.training.launch import run as run_to_exit
 from llava_pat.training.stages import pretrain
 from llava_pat.types import IGNORE_INDEX
+from tests.training.faults.spoiling import CHANGES, copy_data, data_flags
 
 
 @pytest.fixture
 def own(world, tmp_path: Path) -> Path:
     """Records, regions and images that a test may spoil."""
-    folder = tmp_path / "data"
-    shutil.copytree(world.folder / "images", folder / "images")
-    for name in ("train.json", "regions.jsonl", "val.json", "regions_val.jsonl"):
-        shutil.copy(world.folder / name, folder)
-    return folder
-
-
-def flags(own: Path, **more: object) -> dict[str, object]:
-    return {
-        "data_path": own / "train.json", "regions_path": own / "regions.jsonl", "eval_data_path": own / "val.json",
-        "eval_regions_path": own / "regions_val.jsonl", "image_folder": own / "images",
-    } | more  # fmt: skip
+    return copy_data(world, tmp_path / "data")
 
 
 def ended(argv: list[str], capsys) -> tuple[int, str]:
@@ -48,49 +35,20 @@ def ended(argv: list[str], capsys) -> tuple[int, str]:
     return exit_.value.code, said.split("error: ")[-1]
 
 
-def another_caption(own: Path) -> None:
-    records = json.loads((own / "train.json").read_text())
-    records[3]["conversations"][1]["value"] += " today"
-    (own / "train.json").write_text(json.dumps(records))
-
-
-def another_order(own: Path) -> None:
-    (own / "train.json").write_text(json.dumps(json.loads((own / "train.json").read_text())[::-1]))
-
-
-def another_region(own: Path) -> None:
-    text = (own / "regions.jsonl").read_text()
-    (own / "regions.jsonl").write_text(text.replace("red", "blue", 1) if "red" in text else text.replace("blue", "red"))
-
-
-def another_held_out_image(own: Path) -> None:
-    """Of the same size in pixels."""
-    with Image.open(own / "images" / "val-0.png") as image:
-        Image.new("RGB", image.size).save(own / "images" / "val-0.png")
-
-
-@pytest.mark.parametrize(
-    "change, which",
-    [
-        (another_caption, "training"), (another_order, "training"), (another_region, "training"),
-        (another_held_out_image, "held-out"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("change, which", CHANGES.items(), ids=lambda value: getattr(value, "__name__", value))
 def test_other_data_under_the_same_names(world, tmp_path: Path, own, monkeypatch, capsys, change, which: str) -> None:
     out = tmp_path / "llava-run"
-    argv = world.argv(out, **flags(own, alignment="my_package.my_module"))
+    argv = world.argv(out, **data_flags(own, alignment="my_package.my_module"))
     monkeypatch.setenv("DIE_AT", "2")
     monkeypatch.setenv("DIE_BY", "SIGTERM")
     assert ended(argv, capsys)[0] == 143
     monkeypatch.delenv("DIE_AT")
-    kept = {path: path.read_bytes() for path in own.iterdir() if path.is_file()}
-    image = (own / "images" / "val-0.png").read_bytes()
+    kept = {path: path.read_bytes() for path in own.rglob("*") if path.is_file()}
     change(own)
     status, message = ended(argv, capsys)
     assert status == 2 and f"the {which} data are not those that this run began with: manifest" in message
     for path, content in kept.items():
         path.write_bytes(content)
-    (own / "images" / "val-0.png").write_bytes(image)
     assert pretrain(argv)["resumed_from_step"] == 3
 
 
@@ -114,7 +72,9 @@ def vanishing(own, monkeypatch):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_image_that_vanishes_ends_the_run(world, tmp_path: Path, own, vanishing, capsys, workers: int) -> None:
     vanishing("train-7.png")
-    status, message = ended(world.argv(tmp_path / "llava-run", **flags(own, dataloader_num_workers=workers)), capsys)
+    status, message = ended(
+        world.argv(tmp_path / "llava-run", **data_flags(own, dataloader_num_workers=workers)), capsys
+    )
     assert status == 2 and message.startswith(f"{own / 'train.json'}") and len(message.splitlines()) == 1
     assert "(id 'train-7')" in message and "train-7.png does not exist" in message
 
@@ -123,7 +83,7 @@ def test_an_image_that_vanishes_ends_the_run(world, tmp_path: Path, own, vanishi
 def test_images_that_vanish_within_the_cap(world, tmp_path: Path, own, vanishing, missing, workers, capfd) -> None:
     vanishing("train-7.png", "train-2.png")
     out = tmp_path / "llava-run"
-    lenient = flags(own, missing=missing, max_missing=2, dataloader_num_workers=workers)
+    lenient = data_flags(own, missing=missing, max_missing=2, dataloader_num_workers=workers)
     assert pretrain(world.argv(out, **lenient))["lost_images"] == 2
     again = tmp_path / "llava-again"
     assert pretrain(world.argv(again, **lenient))["lost_images"] == 0, "the check leaves them out"
@@ -131,7 +91,9 @@ def test_images_that_vanish_within_the_cap(world, tmp_path: Path, own, vanishing
 
 def test_images_that_vanish_beyond_the_cap(world, tmp_path: Path, own, vanishing, capsys) -> None:
     vanishing("train-7.png", "train-2.png")
-    status, message = ended(world.argv(tmp_path / "llava-run", **flags(own, missing="skip", max_missing=1)), capsys)
+    status, message = ended(
+        world.argv(tmp_path / "llava-run", **data_flags(own, missing="skip", max_missing=1)), capsys
+    )
     assert (
         status == 2 and "2 images went missing or broke" in message and "more than the 1 that --max_missing" in message
     )
@@ -139,7 +101,7 @@ def test_images_that_vanish_beyond_the_cap(world, tmp_path: Path, own, vanishing
 
 @pytest.mark.parametrize("missing", ["skip", "blank"])
 def test_a_sample_without_its_image(make_trainer, own: Path, missing: str) -> None:
-    made = make_trainer(**flags(own, missing=missing))
+    made = make_trainer(**data_flags(own, missing=missing))
     dataset = check_data(made.parts, made.arguments.data, main=True).train
     whole = dataset[3]
     assert whole["lost_images"] == 0 and whole["regions"][0] is not None
@@ -166,4 +128,6 @@ def test_a_worker_that_is_killed(world, tmp_path: Path, monkeypatch, capsys) -> 
     monkeypatch.setattr(LlavaDataset, "__getitem__", killed)
     status, message = ended(world.argv(tmp_path / "llava-run", dataloader_num_workers=2), capsys)
     assert status == 1 and "ended at sample 'train-5', or behind it, in step" in message
-    assert "killed by signal: Killed" in message and "--dataloader_num_workers" in message
+    # torch sees the signal, or first that the process is gone
+    assert "killed by signal: Killed" in message or "exited unexpectedly" in message
+    assert "--dataloader_num_workers" in message

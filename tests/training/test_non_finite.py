@@ -8,22 +8,9 @@ import pytest
 import torch
 from transformers import Trainer, TrainerCallback
 
-from llava_pat.data.dataset import LlavaDataset
 from llava_pat.training.stages import pretrain
 from llava_pat.training.task import Divisors
-
-
-def poison(monkeypatch: pytest.MonkeyPatch, index: int) -> None:
-    """One training sample's pixels become infinite; the held-out set has five samples, not twelve."""
-    intact = LlavaDataset.__getitem__
-
-    def broken(self: LlavaDataset, position: int):
-        sample = intact(self, position)
-        if position == index and len(self) == 12:
-            sample["pixel_values"] = [pixels * float("inf") for pixels in sample["pixel_values"]]
-        return sample
-
-    monkeypatch.setattr(LlavaDataset, "__getitem__", broken)
+from tests.training.faults.spoiling import poison
 
 
 def test_a_poisoned_sample(world, make_trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

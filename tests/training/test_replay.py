@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,23 +11,11 @@ import torch
 from transformers import TrainerCallback
 
 from llava_pat import replay
-from llava_pat.data.dataset import LlavaDataset
 from llava_pat.training import stages
 from llava_pat.training.bad_steps import BadStep
 from llava_pat.training.stages import finetune, pretrain
 from tests.training.faults.processes import start
-
-
-def poison(monkeypatch: pytest.MonkeyPatch, position: int) -> None:
-    intact = LlavaDataset.__getitem__
-
-    def broken(self: LlavaDataset, index: int):
-        sample = intact(self, index)
-        if index == position and len(self) == 12:
-            sample["pixel_values"] = [pixels * float("nan") for pixels in sample["pixel_values"]]
-        return sample
-
-    monkeypatch.setattr(LlavaDataset, "__getitem__", broken)
+from tests.training.faults.spoiling import poison
 
 
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action) -> None:
@@ -54,6 +43,13 @@ def dump_of(run, argv) -> Path:
     folder = Path(str(error.value).split("python -m llava_pat.replay ")[1].split(". ")[0])
     assert folder.parent.name == "bad_steps"
     return folder
+
+
+@pytest.fixture(scope="module")
+def dump(world, tmp_path_factory) -> Path:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        poison(monkeypatch, 7)
+        return dump_of(pretrain, world.argv(tmp_path_factory.mktemp("dumped") / "llava-run"))
 
 
 def replayed(dump: Path, capsys, *more: str, status: int = 0) -> str:
@@ -152,3 +148,27 @@ def test_what_is_no_dump(tmp_path: Path, capsys) -> None:
     (tmp_path / "step.json").write_text('{"format": "another"}')
     assert replay.main([str(tmp_path)]) == 2
     assert "its format is 'another'" in capsys.readouterr().err
+    for text in ("[]", "[" * 100_000, "null", "{}"):
+        (tmp_path / "step.json").write_text(text)
+        assert replay.main([str(tmp_path)]) == 2
+        assert f"replay: {tmp_path}: no step to replay" in capsys.readouterr().err
+    (tmp_path / "step.json").write_text('{"format": "llava-pat step 1", "ranks": 1}')
+    assert replay.main([str(tmp_path)]) == 2
+    assert "step.json: it lacks step, total_steps, stage, verdict" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("rank-0.json", '"loss"', '"lost"'), ("rank-0.json", '"trouble"', '"double"'), ("rank-0.json", "[", "{"),
+        ("rank-0.json", '"micro_batches": [', '"micro_batches": 3, "x": ['), ("rank-0.json", '"caption"', '"option"'),
+        ("rank-0.safetensors", "0.batch.", "9.batch."), ("rank-0.safetensors", "0.batch.", "x.batch."),
+    ],
+)  # fmt: skip
+def test_a_dump_that_was_altered(dump: Path, tmp_path: Path, capsys, name: str, old: str, new: str) -> None:
+    folder = Path(shutil.copytree(dump, tmp_path / "dump"))
+    content = (folder / name).read_bytes()
+    assert old.encode() in content
+    (folder / name).write_bytes(content.replace(old.encode(), new.encode(), 1))
+    assert replay.main([str(folder)]) == 2
+    assert f"replay: {folder}: the micro-batches of rank 0 cannot be read" in capsys.readouterr().err
