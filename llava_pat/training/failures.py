@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from llava_pat.types import DataError
 
 # What torch says, as a RuntimeError, when the disk did not take what it wrote.
-_OF_TORCH = ("PytorchStreamWriter", "inline_container", "file write failed")
+_OF_TORCH = ("PytorchStreamWriter", "inline_container", "file write failed", "iostream error")
 
 
 class RunFailed(RuntimeError):

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from llava_pat.data.json_text import quoted
 from llava_pat.training.bad_steps import Window
 from llava_pat.training.checkpoints import gathered_parameters
 from llava_pat.training.ranks import from_all
@@ -33,6 +34,9 @@ from llava_pat.types import DataError
 FOLDER = "bad_steps"
 CONFIG, STEP, WEIGHTS = "config.yaml", "step.json", "weights.safetensors"
 _FORMAT = "llava-pat step 1"
+_ASKED = ("step", "total_steps", "stage", "ranks", "verdict")  # by llava_pat.replay
+# What comes of files that hold something else than was written.
+_ALTERED = (ValueError, LookupError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -76,37 +80,45 @@ def read_step(folder: Path) -> dict[str, Any]:
     """step.json. DataError when `folder` is no dump, or not a whole one."""
     try:
         about = json.loads((folder / STEP).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder}: no step to replay, its {STEP} cannot be read: {error}") from error
-    if about.get("format") != _FORMAT:
-        raise DataError(f"{folder / STEP}: its format is {about.get('format')!r}, expected {_FORMAT!r}")
+        kind = about["format"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise DataError(f"{folder}: no step to replay, its {STEP} cannot be read: {_said(error)}") from error
+    if kind != _FORMAT:
+        raise DataError(f"{folder / STEP}: its format is {quoted(kind)}, expected {_FORMAT!r}")
+    lacking = [name for name in _ASKED if name not in about]
+    if lacking:
+        raise DataError(f"{folder / STEP}: it lacks {', '.join(lacking)}; was it altered?")
     return about
 
 
 def read_micro_batches(folder: Path, rank: int) -> list[MicroBatch]:
     """Of one rank. DataError when the files are not there or not whole."""
     described = _read_described(folder, rank)
-    try:
-        tensors = load_file(folder / f"rank-{rank}.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{folder}: the micro-batches of rank {rank} cannot be read: {error}") from error
     found: list[dict[str, dict[str, Tensor]]] = [{"batch": {}, "random": {}} for _ in described]
-    for name, tensor in tensors.items():
-        place, kind, key = name.split(".", 2)
-        found[int(place)][kind][key] = tensor
-    return [
-        MicroBatch(
-            parts["batch"], parts["random"], _divisors(entry["divisors"]), entry["samples"], entry["loss"],
-            entry["trouble"],
-        )
-        for parts, entry in zip(found, described, strict=True)
-    ]  # fmt: skip
+    try:
+        for name, tensor in load_file(folder / f"rank-{rank}.safetensors").items():
+            place, kind, key = name.split(".", 2)
+            found[int(place)][kind][key] = tensor
+        return [
+            MicroBatch(
+                parts["batch"], parts["random"], _divisors(entry["divisors"]), entry["samples"], entry["loss"],
+                entry["trouble"],
+            )
+            for parts, entry in zip(found, described, strict=True)
+        ]  # fmt: skip
+    except (OSError, SafetensorError, *_ALTERED) as error:
+        raise _unreadable(folder, rank, error) from error
 
 
 def first_troubled_rank(folder: Path, ranks: int) -> int:
     """The first rank that has a loss which is not finite; 0 where none has."""
-    with_trouble = (rank for rank in range(ranks) if any(one["trouble"] for one in _read_described(folder, rank)))
-    return next(with_trouble, 0)
+    for rank in range(ranks):
+        try:
+            if any(one["trouble"] for one in _read_described(folder, rank)):
+                return rank
+        except _ALTERED as error:
+            raise _unreadable(folder, rank, error) from error
+    return 0
 
 
 def trained_state(task: AlignedTraining, keep: bool = True) -> dict[str, Tensor]:
@@ -155,9 +167,22 @@ def _described(window: Window, id_of: Callable[[int], str]) -> list[dict[str, An
 
 def _read_described(folder: Path, rank: int) -> list[dict[str, Any]]:
     try:
-        return json.loads((folder / f"rank-{rank}.json").read_text(encoding="utf-8"))["micro_batches"]
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{folder}: the micro-batches of rank {rank} cannot be read: {error}") from error
+        described = json.loads((folder / f"rank-{rank}.json").read_text(encoding="utf-8"))["micro_batches"]
+    except (OSError, RecursionError, *_ALTERED) as error:
+        raise _unreadable(folder, rank, error) from error
+    if not isinstance(described, list):
+        raise _unreadable(folder, rank, TypeError(f"they are a {type(described).__name__}"))
+    return described
+
+
+def _unreadable(folder: Path, rank: int, error: Exception) -> DataError:
+    if isinstance(error, DataError):
+        return error
+    return DataError(f"{folder}: the micro-batches of rank {rank} cannot be read: {_said(error)}")
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {quoted(str(error))}" if isinstance(error, _ALTERED) else str(error)
 
 
 def _divisors(stored: Mapping[str, Any]) -> Divisors:
