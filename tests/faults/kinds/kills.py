@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llava_pat.training.checkpoint_files import damage
+from tests.annotation.engine.killing import kill_and_resume as kill_annotation
 from tests.faults.registry import Outcome, Run, fault_kind
 from tests.faults.tiny_world import LIMIT, last_words, tiny_world
 from tests.training.faults.comparing import assert_same, outcome
@@ -50,6 +51,21 @@ def _killed(run: Run, stage: int, kills: int, ranks: int = 1) -> Iterator[Outcom
         else:
             yield Outcome(counts["kills"] == _AT_ONCE, fault, str(counts), _AT_ONCE)
         shutil.rmtree(folder)
+
+
+@fault_kind(
+    "SIGKILL of annotation, in the middle and at its start",
+    "the same command goes on; every file is that of a run that was left alone",
+    slow=True,
+)
+def annotation(run: Run) -> Iterator[Outcome]:
+    kills = run.many(8)
+    try:
+        counts = kill_annotation(run.folder, "local", kills, run.seed)
+    except AssertionError as error:
+        yield Outcome(False, f"{kills} kills", str(error)[:1000], kills)
+    else:
+        yield Outcome(counts["kills"] == kills, f"{kills} kills", str(counts), kills)
 
 
 @fault_kind(
