@@ -17,7 +17,7 @@ def plan_text(plan: Plan) -> str:
     per_gpu = f"{run.micro_batch} sequences x {run.accumulation} steps x {run.sharing.ranks} GPUs"
     rows = [
         ("weights", states.weights),
-        ("gradients", memory.gradients),
+        ("gradients", memory.gradients_then),
         ("optimizer", states.optimizer),
         ("buckets of gradients on their way", states.buckets),
         *_fullest(plan),

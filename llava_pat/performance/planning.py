@@ -66,13 +66,30 @@ class Memory:
         return self._with(self.activations * (1 + FRAGMENTED)) + RESERVED
 
     @property
+    def between_steps(self) -> float:
+        """What tensors hold when neither activations nor gradients are there, buckets aside."""
+        room = self.gradients if self.states.room_for_gradients else 0.0
+        return self.states.weights + self.states.optimizer + room
+
+    @property
+    def gradients_then(self) -> float:
+        """Gradients at the fullest moment."""
+        return 0.0 if self.fullest_in_update and self.states.update_replaces_gradients else self.gradients
+
+    @property
     def fullest_in_update(self) -> bool:
-        return self.states.update > self.activations * (1 + FRAGMENTED) + self.states.gathered
+        return self._in_update > self._in_backward(self.activations * (1 + FRAGMENTED))
 
     def _with(self, activations: float) -> float:
         states = self.states
-        always = states.weights + states.optimizer + states.buckets + self.gradients
-        return always + max(activations + states.gathered, states.update)
+        return states.weights + states.optimizer + states.buckets + max(self._in_backward(activations), self._in_update)
+
+    def _in_backward(self, activations: float) -> float:
+        return self.gradients + self.states.gathered + activations
+
+    @property
+    def _in_update(self) -> float:
+        return self.states.update + (0.0 if self.states.update_replaces_gradients else self.gradients)
 
 
 @dataclass(frozen=True)

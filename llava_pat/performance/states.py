@@ -77,6 +77,8 @@ class States:
     gathered: float  # weights that are whole, or unpacked, while they multiply: beside activations
     update: float  # what an update takes beside all these, when the activations are gone
     host: float = 0.0
+    room_for_gradients: bool = False  # is kept between steps
+    update_replaces_gradients: bool = False  # by fp32 ones, which `update` holds
 
 
 def states_of(task: AlignedTraining, recipe: Recipe, sharing: Sharing) -> States:
@@ -103,11 +105,11 @@ def states_of(task: AlignedTraining, recipe: Recipe, sharing: Sharing) -> States
         host = optimizer + (_FP32_GRADIENT + (2 if sharing.stage == 3 else 0)) * share
         optimizer = update = 0.0
     if sharing.stage < 3:
-        return States(weights, optimizer, buckets, 0.0, update, host)
+        return States(weights, optimizer, buckets, 0.0, update, host, update_replaces_gradients=sharing.stage == 2)
     shard, live = weights / sharing.ranks, min(weights, 2.0 * sharing.live_weights)
     if sharing.offload_weights:
         host, shard = host + shard, 0.0
-    return States(shard, optimizer, buckets, live, update, host)
+    return States(shard, optimizer, buckets, live, update, host, room_for_gradients=True)
 
 
 def _bytes(tensor: Tensor) -> int:

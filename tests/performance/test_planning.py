@@ -114,6 +114,12 @@ def test_the_fullest_moment() -> None:
     states = States(weights=10, optimizer=20, buckets=3, gathered=4, update=50)
     assert Memory(states, gradients=5, activations=40).in_use == 10 + 20 + 3 + 5 + 50
     assert Memory(states, gradients=5, activations=60).in_use == 10 + 20 + 3 + 5 + 4 + 60
+    replaces = dataclasses.replace(states, update_replaces_gradients=True)
+    assert Memory(replaces, gradients=5, activations=40).in_use == 10 + 20 + 3 + 50
+    assert Memory(replaces, gradients=5, activations=47).in_use == 10 + 20 + 3 + 5 + 4 + 47
+    assert Memory(replaces, gradients=5, activations=40).between_steps == 30
+    roomy = dataclasses.replace(states, room_for_gradients=True)
+    assert Memory(roomy, gradients=5, activations=40).between_steps == 35
 
 
 def test_four_bits_by_hand() -> None:
