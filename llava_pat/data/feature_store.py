@@ -34,6 +34,8 @@ from llava_pat.types import DataError
 META, IMAGES = "meta.json", "images.json"
 _LEFT_OVER = 3600  # seconds: a shard that is still being written after an hour belongs to a run that was killed
 
+_KEYS = {FEATURES, "file_bytes", "file_mtime_ns", "file_sha256", "error_sum", "error_max"}  # of a shard; int8: SCALES
+
 
 class FeatureStore:
     """The features of a folder, by image name. Copies in other processes open the files for themselves."""
@@ -138,6 +140,9 @@ class FeatureStore:
         except (OSError, SafetensorError) as error:
             raise DataError(f"{file}: cannot be read ({error}); {again}") from error
         shape = (len(self.rows_of(number)), self.meta.account.positions, self.meta.account.width)
+        lacking = (_KEYS | ({SCALES} if self.meta.account.dtype == "int8" else set())) - tensors.keys()
+        if lacking:
+            raise DataError(f"{file}: lacks {', '.join(sorted(lacking))}; {again}")
         if not belongs or tuple(tensors[FEATURES].shape) != shape:
             raise DataError(f"{file}: was not made for the {META} beside it; {again}")
         return tensors

@@ -81,6 +81,14 @@ def test_a_shard_that_is_not_there_yet(store):
     assert again.shards() == ([0, 1, 2], []) and not list(store.folder.glob(".*"))
 
 
+@pytest.mark.parametrize("key", ["features", "file_bytes", "file_mtime_ns", "file_sha256", "error_sum", "error_max"])
+def test_a_shard_whose_header_was_altered(store, key):
+    file = store.shard_file(1)
+    file.write_bytes(file.read_bytes().replace(f'"{key}":{{'.encode(), f'"{key[:-1]}?":{{'.encode(), 1))
+    with pytest.raises(DataError, match=f"00001.safetensors: lacks {key}; delete this file"):
+        FeatureStore.open(store.folder).facts([1])
+
+
 def test_what_is_being_written_now_stays(store):
     (store.folder / ".features-00001.safetensors.77").write_bytes(b"being written")
     store.remove_left_over()

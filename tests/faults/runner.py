@@ -41,7 +41,9 @@ def run_kind(kind: FaultKind, seed: int = 0, share: float = 1.0, limit: float = 
     theirs, ours = context.Pipe(duplex=False)
     result, started = Result(kind), time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="faults-", ignore_cleanup_errors=True) as folder:
-        process = context.Process(target=_inject, args=(kind, Run(Path(folder), seed, share), ours))
+        empty = Path(folder) / "kind"
+        empty.mkdir()
+        process = context.Process(target=_inject, args=(kind, Run(empty, seed, share), ours))
         process.start()
         ours.close()
         try:
@@ -62,7 +64,7 @@ def run_kind(kind: FaultKind, seed: int = 0, share: float = 1.0, limit: float = 
 def _inject(kind: FaultKind, run: Run, pipe: Connection) -> None:
     """In the kind's process. What it prints goes to a file."""
     os.setsid()
-    printed = run.folder.with_name(f"{run.folder.name}.log")
+    printed = run.folder.with_name("log")
     _print_to(printed)
     try:
         for outcome in kind.inject(run):
@@ -72,7 +74,6 @@ def _inject(kind: FaultKind, run: Run, pipe: Connection) -> None:
         said = printed.read_text(encoding="utf-8", errors="replace")[-_LAST:]
         pipe.send(Outcome(False, "the kind itself", f"{type(error).__name__}: {error}"[:_LAST] + f"\n{said}"))
     finally:
-        printed.unlink()
         pipe.close()
 
 

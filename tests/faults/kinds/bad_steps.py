@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from llava_pat import replay
 from llava_pat.models.shards import read_file
 from llava_pat.training import stages
+from llava_pat.training.step_dump import first_troubled_rank, read_micro_batches, read_step
 from tests.faults.examples import generated
 from tests.faults.harmful import changed_bytes
 from tests.faults.refusal import refused
@@ -102,8 +103,6 @@ def dumps(run: Run) -> Iterator[Outcome]:
 
 
 def _read(dump: Path, name: str) -> Outcome:
-    from llava_pat.training.step_dump import first_troubled_rank, read_micro_batches, read_step
-
     def read() -> None:
         about = read_step(dump)
         read_micro_batches(dump, first_troubled_rank(dump, about["ranks"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import io
 import pickle
 import random
@@ -131,8 +132,6 @@ def changed(run: Run) -> Iterator[Outcome]:
 
 @fault_kind("model folders with code of their own", "refused by folder without asking; nothing is imported")
 def code(run: Run) -> Iterator[Outcome]:
-    import builtins
-
     builtins.input = lambda *_: "y"  # `yes | bash scripts/...`
     for model_type in ("own", "llama", "clip_vision_model", "siglip_vision_model", "mistral", "llava", "qwen2"):
         folder = run.folder / model_type
