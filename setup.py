@@ -49,6 +49,7 @@ setup(
         # an sdist: needs CUDA_HOME and a compiler; without it attention runs on sdpa
         "flash-attn": ["flash-attn"],
         "qlora": ["bitsandbytes>=0.50"],
+        "liger": ["liger-kernel>=0.8"],  # Triton kernels: a GPU
         # torchvision 0.28.0 needs the CUDA build of torch 2.13.0, on a CPU as well: scripts/setup.sh --with open-clip
         "open-clip": ["torch==2.13.0", "torchvision==0.28.0", "open_clip_torch==3.3.0"],
         # the same pair for the same reason; decord is what lmms-eval's llava_hf imports without asking for it

@@ -20,6 +20,7 @@ from llava_pat.data.tokenize import load_tokenizer
 from llava_pat.models.adapters import add_lora
 from llava_pat.models.checkpoint import load_projector
 from llava_pat.models.from_folder import load_own_tower
+from llava_pat.models.fused_kernels import fuse
 from llava_pat.models.llava_config import llava_settings, refuse_unsupported
 from llava_pat.models.loading import load_image_processor
 from llava_pat.models.open_clip_tower import PREFIX as OPEN_CLIP
@@ -60,6 +61,8 @@ def build_model(arguments: PretrainArguments | FinetuneArguments) -> tuple[Visio
         model, own_tower = _stage2_model(arguments)
     if arguments.training.padding_free:
         model.remove_padding()
+    if arguments.training.use_liger_kernel:
+        fuse(model.llm, arguments.training.liger_kernel_config)
     return model, own_tower
 
 

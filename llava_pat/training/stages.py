@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import re
 import time
@@ -260,9 +261,11 @@ def build_trainer(
         asked = {"projector": arguments.training.mm_projector_lr, "tower": arguments.training.mm_vision_tower_lr}
         rates = {part: rate for part, rate in asked.items() if rate is not None}
         sampler = train_sampler(arguments.training, parts)
+    training = copy.copy(arguments.training)
+    training.use_liger_kernel = False  # the language model has its kernels; transformers would say that it gets none
     trainer = AlignedTrainer(
         model=task,
-        args=arguments.training,
+        args=training,
         data_collator=parts.collator,
         train_dataset=parts.train,
         eval_dataset=held_out,

@@ -71,6 +71,11 @@ def test_unknown_flag(refused) -> None:
     assert_names(refused("--alignment_wieght", "3"), "alignment_wieght", "did you mean", "--alignment_weight")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_kernels_of_a_gpu_without_one(refused) -> None:
+    assert_names(refused(use_liger_kernel=True), "--use_liger_kernel True", "need a GPU", "leave out")
+
+
 def test_unknown_yaml_key(refused, tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("learning_rat: 1.0e-3\n")
