@@ -75,9 +75,11 @@ class Geometry(ABC):
     def pixels(self, image: Image.Image) -> Tensor:
         """Any PIL image -> float32 [3, S, S], normalised: the image processor's values. Errors as `refuse_shape`."""
         self.refuse_shape(image.height, image.width)
-        array = np.asarray(self._square(image.convert("RGB")), dtype=np.float32) * np.float32(self.rescale)
-        array = (array - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+        array = np.asarray(self._square(image.convert("RGB")))
+        pixels = np.empty((3, self.size, self.size), np.float32)
+        for channel, values in enumerate(_normalised(self.rescale, self.mean, self.std)):
+            np.take(values, array[..., channel], out=pixels[channel], mode="clip")  # "raise" fills a copy of out
+        return torch.from_numpy(pixels)
 
     @property
     def fill(self) -> tuple[int, int, int]:
@@ -222,6 +224,13 @@ def geometry_for(aspect: str, image_processor: BaseImageProcessor) -> Geometry:
         side = _side(name, "resizes to", size)
         square = Squash(side, **numbers)
     return Pad(side, **numbers) if aspect == "pad" else square
+
+
+@lru_cache
+def _normalised(rescale: float, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    """float32 [3, 256]: what each of 256 values becomes in a channel. To look up takes a quarter of computing."""
+    values = np.arange(256, dtype=np.float32)[:, None] * np.float32(rescale)
+    return np.ascontiguousarray(((values - np.array(mean, np.float32)) / np.array(std, np.float32)).T)
 
 
 def _side(name: str, does: str, size: dict) -> int:

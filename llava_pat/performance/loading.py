@@ -41,7 +41,7 @@ class Loading:
 
 def time_loading(model: VisionLanguageModel, sequences: int, text_tokens: int) -> Loading:
     """Decodes, places, tokenises and collates one batch of `sequences` JPEGs of 500 x 375 with captions."""
-    with _made_up_data(model, sequences, text_tokens) as (dataset, jpeg_bytes):
+    with made_up_data(model.image_size, model.patch_size, sequences, text_tokens) as (dataset, jpeg_bytes):
         collate = Collator(model.num_patches, 0, 2 * model.num_patches + text_tokens)
         collate([dataset[0]])  # the decoder and the tokenizer are loaded with the first one
         started = time.perf_counter()
@@ -50,10 +50,11 @@ def time_loading(model: VisionLanguageModel, sequences: int, text_tokens: int) -
 
 
 @contextmanager
-def _made_up_data(model: VisionLanguageModel, sequences: int, text_tokens: int) -> Iterator[tuple[LlavaDataset, float]]:
+def made_up_data(size: int, patch_size: int, images: int, text_tokens: int) -> Iterator[tuple[LlavaDataset, float]]:
+    """A data set of captioned JPEGs for CLIP's square of `size` pixels, and the mean bytes of a file."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        files = [f"{number}.jpg" for number in range(min(sequences, _MOST_FILES))]
+        files = [f"{number}.jpg" for number in range(min(images, _MOST_FILES))]
         for number, file in enumerate(files):
             _photograph(number).save(folder / file, quality=90)
         caption = "a" * (text_tokens - 1)  # a token a byte, and the newline behind a caption
@@ -66,13 +67,13 @@ def _made_up_data(model: VisionLanguageModel, sequences: int, text_tokens: int) 
                     {"from": "gpt", "value": caption},
                 ],
             }
-            for number in range(sequences)
+            for number in range(images)
         ]
         (folder / "records.json").write_text(json.dumps(records), encoding="utf-8")
-        geometry = CenterCrop(model.image_size, _CLIP_MEAN, _CLIP_STD)
+        geometry = CenterCrop(size, _CLIP_MEAN, _CLIP_STD)
         dataset = LlavaDataset(
             load_records(folder / "records.json"), folder, get_template("plain"), byte_tokenizer(), geometry,
-            model.patch_size,
+            patch_size,
         )  # fmt: skip
         yield dataset, sum((folder / file).stat().st_size for file in files) / len(files)
 

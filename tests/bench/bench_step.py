@@ -10,7 +10,7 @@ machine is needed for seconds; cpu_seconds (all threads of the process) bear som
 is gone on from when its settings are the same: a killed benchmark loses one round.
 
 A contestant is NAME, with options behind colons and the size of its micro-batches behind @:
-ours[:padding_free][:checkpointing][:eager][:pat|:sea|...], hf[:plain] (plain: no gradient checkpointing), trl, llava.
+ours[:padding_free][:cached][:checkpointing][:eager][:pat|:sea|...], hf[:plain] (no gradient checkpointing), trl, llava.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ from llava_pat.performance.shapes import SHAPES, Recipe, build_task  # noqa: E40
 # Relative difference of first losses: bf16 has 8 bits of mantissa, and kernels differ in the order of their sums.
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 5e-3}
 
+SWITCHES = {"checkpointing", "eager", "padding_free", "cached"}  # of ours; other words are objectives
+
 
 def enter(text: str, task: Task, weights: Weights, options: argparse.Namespace) -> Contestant:
     """The contestant that `text` names."""
@@ -50,14 +52,14 @@ def enter(text: str, task: Task, weights: Weights, options: argparse.Namespace) 
     name, *settings = described.split(":")
     micro_batch = int(micro) if micro else None
     if name == "ours":
-        switches = {"checkpointing", "eager", "padding_free"} & set(settings)
+        switches = SWITCHES & set(settings)
         objectives = [setting for setting in settings if setting not in switches]
         recipe = Recipe(
             task.trains, task.shape.dtype, checkpointing="checkpointing" in switches,
             padding_free="padding_free" in switches, attention="eager" if "eager" in switches else "sdpa",
             objectives=plan_objectives("+".join(objectives) or "none", {}, 5.0, None),
         )  # fmt: skip
-        return Ours(text, task, recipe, weights, micro_batch)
+        return Ours(text, task, recipe, weights, micro_batch, cached="cached" in switches)
     if name == "hf":
         return hugging_face(text, task, weights, micro_batch, checkpointing="plain" not in settings)
     if name == "trl":
@@ -80,7 +82,16 @@ def check_losses(first: dict[str, Sample], tolerance: float) -> None:
 
 
 def adds_a_loss(name: str) -> bool:
-    return bool(set(name.partition("@")[0].split(":")[1:]) - {"checkpointing", "eager", "padding_free", "plain"})
+    return bool(set(name.partition("@")[0].split(":")[1:]) - SWITCHES - {"plain"})
+
+
+def curves_apart(rounds: list[dict[str, dict]]) -> float:
+    """The largest relative difference of two contestants' losses at the same step: each trains on from its own."""
+    apart = 0.0
+    for turn in rounds:
+        losses = [sample["loss"] for name, sample in turn.items() if not adds_a_loss(name)]
+        apart = max(apart, (max(losses) - min(losses)) / max(losses))
+    return apart
 
 
 def summary(rounds: list[dict[str, dict]], flops: float, rate: float) -> dict[str, dict]:
@@ -154,7 +165,9 @@ def main() -> None:
         contestant.close()
     losses = ", ".join(f"{loss:.5f}" for loss in report["first_losses"].values())
     print(f"{shape.name}, {trains}, {work}, {report['flops'] / 1e12:.3f} TFLOP a step, {len(report['rounds'])} rounds")
+    fallen = 1 - report["rounds"][-1][contestants[0].name]["loss"] / report["first_losses"][contestants[0].name]
     print(f"first losses agree: {losses}")
+    print(f"losses of later steps differ by {curves_apart(report['rounds']):.1e} at most; they fell by {fallen:.1e}")
     print(f"matrix products {report['matrix_rate'] / 1e12:.3f} TFLOP/s on {settings['machine']}\n\n{table(report)}")
 
 

@@ -3,8 +3,8 @@
     llava_env/bin/python tests/bench/contestants/llava_worker.py --llava_src llava_src --folder FOLDER
 
 How that environment is made: tests/parity/check_llava.py. FOLDER is what llava.py writes. The model is set up as
-llava/train/train.py does it (gradient checkpointing, inputs that require gradients); its loss is its own. Without
-DeepSpeed LLaVA trains its language model in bf16 in stage 2, with no fp32 copies: less work than the others do.
+llava/train/train.py does it (gradient checkpointing, inputs that require gradients); its loss is its own. In stage 2
+its language model is in fp32 under autocast, as the others' are: its published runs have fp32 copies from DeepSpeed.
 Commands on stdin, one a line: step, memory, quit; for each one line of JSON on stdout.
 """
 
@@ -28,8 +28,9 @@ def build(folder: Path, settings: dict) -> torch.nn.Module:
     from llava.model import LlavaLlamaForCausalLM
 
     dtype = getattr(torch, settings["dtype"])
+    trained = dtype if settings["trains"] == "projector" else torch.float32
     model = LlavaLlamaForCausalLM.from_pretrained(
-        folder / "llm", torch_dtype=dtype, attn_implementation=settings["attention"]
+        folder / "llm", torch_dtype=trained, attn_implementation=settings["attention"]
     )
     model.config.use_cache = False
     if settings["checkpointing"]:

@@ -14,9 +14,11 @@ from llava_pat.performance.step import Trainee
 
 
 class Ours:
-    """micro_batch: sequences of a forward, None all of the step."""
+    """micro_batch: sequences of a forward, None all of the step. cached: --feature_cache, computed before any step."""
 
-    def __init__(self, name: str, task: Task, recipe: Recipe, weights: Weights, micro_batch: int | None) -> None:
+    def __init__(
+        self, name: str, task: Task, recipe: Recipe, weights: Weights, micro_batch: int | None, cached: bool = False
+    ) -> None:
         self.name, self.device = name, task.device
         module = build_task(task.shape, recipe, task.device)
         model = module.model
@@ -29,6 +31,9 @@ class Ours:
             model, task.sequences, size, task.text_tokens, requirements(recipe.objectives), uneven=task.uneven
         )
         self.batches = [{name: value.to(task.device) for name, value in batch.items()} for batch in batches]
+        if cached:
+            for batch in self.batches:
+                batch["vision_features"] = model.encode_images(batch.pop("pixel_values"))
 
     def step(self) -> Sample:
         return timed(self._step, self.device)
