@@ -10,7 +10,8 @@ machine is needed for seconds; cpu_seconds (all threads of the process) bear som
 is gone on from when its settings are the same: a killed benchmark loses one round.
 
 A contestant is NAME, with options behind colons and the size of its micro-batches behind @:
-ours[:padding_free][:cached][:checkpointing][:eager][:pat|:sea|...], hf[:plain] (no gradient checkpointing), trl, llava.
+ours[:padding_free][:cached][:checkpointing][:eager][:compiled][:liger][:pat|:sea|...], hf[:plain] (plain: no gradient
+checkpointing), trl, llava.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ from llava_pat.performance.shapes import SHAPES, Recipe, build_task  # noqa: E40
 # Relative difference of first losses: bf16 has 8 bits of mantissa, and kernels differ in the order of their sums.
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 5e-3}
 
-SWITCHES = {"checkpointing", "eager", "padding_free", "cached"}  # of ours; other words are objectives
+# of ours; other words are objectives
+SWITCHES = {"checkpointing", "eager", "padding_free", "cached", "compiled", "liger"}
 
 
 def enter(text: str, task: Task, weights: Weights, options: argparse.Namespace) -> Contestant:
@@ -59,7 +61,10 @@ def enter(text: str, task: Task, weights: Weights, options: argparse.Namespace) 
             padding_free="padding_free" in switches, attention="eager" if "eager" in switches else "sdpa",
             objectives=plan_objectives("+".join(objectives) or "none", {}, 5.0, None),
         )  # fmt: skip
-        return Ours(text, task, recipe, weights, micro_batch, cached="cached" in switches)
+        return Ours(
+            text, task, recipe, weights, micro_batch,
+            cached="cached" in switches, compiled="compiled" in switches, fused="liger" in switches,
+        )  # fmt: skip
     if name == "hf":
         return hugging_face(text, task, weights, micro_batch, checkpointing="plain" not in settings)
     if name == "trl":

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from contestants.base import Sample, Task, Weights, timed, with_memory
 from llava_pat.alignment import requirements
+from llava_pat.models.fused_kernels import fuse
 from llava_pat.performance.made_up import made_up_micro_batches
 from llava_pat.performance.phases import Phases
 from llava_pat.performance.shapes import Recipe, build_task
@@ -14,10 +15,20 @@ from llava_pat.performance.step import Trainee
 
 
 class Ours:
-    """micro_batch: sequences of a forward, None all of the step. cached: --feature_cache, computed before any step."""
+    """micro_batch: sequences of a forward, None all of the step. cached: --feature_cache, computed before any step.
+    compiled: the language model's layers by torch.compile. fused: --use_liger_kernel."""
 
     def __init__(
-        self, name: str, task: Task, recipe: Recipe, weights: Weights, micro_batch: int | None, cached: bool = False
+        self,
+        name: str,
+        task: Task,
+        recipe: Recipe,
+        weights: Weights,
+        micro_batch: int | None,
+        *,
+        cached: bool = False,
+        compiled: bool = False,
+        fused: bool = False,
     ) -> None:
         self.name, self.device = name, task.device
         module = build_task(task.shape, recipe, task.device)
@@ -25,6 +36,11 @@ class Ours:
         take(model.tower.model, weights.tower, strict=False)  # the layers above the selected one are not there
         take(model.llm, weights.llm)
         take(model.projector, weights.projector)
+        if fused:
+            fuse(model.llm)
+        if compiled:
+            for layer in model.llm.get_decoder().layers:
+                layer.compile()
         self.trainee = Trainee(module, recipe, task.device)
         size = task.sequences if micro_batch is None else micro_batch
         batches = made_up_micro_batches(
