@@ -44,7 +44,8 @@ class Collator:
     int64 [B, T] (IGNORE_INDEX on images and padding), attention_mask bool [B, T], pixel_values float32 [I, 3, S, S]
     (I may be 0), image_sequence int64 [I] (which of the B), sample_index int64 [B] (place in the data set).
     When the data set has a feature cache, vision_features [I, N, Dv] in the place of pixel_values.
-    When images were lost in the middle of a run (LlavaDataset.missing), also lost_images int64 [].
+    When images were lost in the middle of a run (LlavaDataset.missing), also lost_images int64 [n, 2]: place in
+    the data set, and which of that record's images.
     When the data set has regions, also region_coverage float32 [R, N], region_image int64 [R] (which of the I),
     region_label_ids int64 [R, L] (padded with 0) and region_label_mask bool [R, L]; R may be 0, L is at least 1.
     When the data set has patch words, also what WordTokens.batch gives; `word_tokens` are those of their list.
@@ -86,7 +87,7 @@ class Collator:
             ),
             "sample_index": torch.tensor([sample["index"] for sample in samples], dtype=torch.int64),
         }
-        if lost := sum(sample.get("lost_images", 0) for sample in samples):
+        if lost := [(sample["index"], place) for sample in samples for place in sample.get("lost_images", ())]:
             batch["lost_images"] = torch.tensor(lost)
         if any(sample["regions"] is not None for sample in samples):
             batch |= self._regions(samples)
@@ -162,6 +163,13 @@ def patch_regions(batch: Mapping[str, Tensor]) -> PatchRegions | None:
         label_ids=batch["region_label_ids"],
         label_mask=batch["region_label_mask"],
     )
+
+
+def images_without_words(batch: Mapping[str, Tensor]) -> Tensor | None:
+    """bool [I]: images of the records that lost one, of which nothing is to be learned; None when there are none."""
+    if "lost_images" not in batch:
+        return None
+    return torch.isin(batch["sample_index"][batch["image_sequence"]], batch["lost_images"][:, 0])
 
 
 def patch_words(batch: Mapping[str, Tensor]) -> PatchWords | None:

@@ -51,7 +51,8 @@ class LlavaDataset(Dataset):
                       list, -1 where there is no candidate; None altogether when the data set has no label folder
         vision_features  float32 [1, 576, 1024], in the place of pixel_values where the data set has a feature cache
         id, index     "004539375", its place in the data set;     image_size   336, so that an empty batch has a shape
-        lost_images   how many of its images went missing or broke since the check, with `missing` skip or blank
+        lost_images   which of its images (0 is the first) went missing or broke since the check, with `missing` skip
+                      or blank
 
     An image in `blank` is of the mean colour, without regions and without words of patches. Any other that is missing
     or broken is treated as `missing` says: "error" raises DataError, naming the record and the path; "blank" takes an
@@ -94,15 +95,15 @@ class LlavaDataset(Dataset):
             self.progress.at(index)
         encoded = self.encode(record)
         sizes: list[tuple[int, int] | None] = [None] * len(record.images)
-        lost: list[str] = []
+        lost: list[int] = []
         if self.features is None:
-            images = [self._pixels_if_there(record, name, lost) for name in record.images]
+            images = [self._pixels_if_there(record, place, lost) for place in range(len(record.images))]
             sizes = [size for _, size in images]
             seen = {"pixel_values": [pixels for pixels, _ in images]}
         else:  # no image is opened
             seen = {"vision_features": self.features.features(record.images, self.features_dtype, record.where)}
         left_out = bool(lost) and self.missing == "skip"
-        empty = self.blank.union(record.images if left_out else lost)
+        empty = self.blank.union(record.images if left_out else [record.images[place] for place in lost])
         return {
             "input_ids": encoded.input_ids,
             "labels": [IGNORE_INDEX] * len(encoded.labels) if left_out else encoded.labels,
@@ -116,7 +117,7 @@ class LlavaDataset(Dataset):
             "id": record.id,
             "index": index,
             "image_size": self.geometry.size,
-            "lost_images": len(lost),
+            "lost_images": lost,
         }
 
     def encode(self, record: Record) -> Encoded:
@@ -186,16 +187,16 @@ class LlavaDataset(Dataset):
             except UNREADABLE as error:
                 raise unreadable(path, record.where, error) from error
 
-    def _pixels_if_there(self, record: Record, name: str, lost: list[str]) -> tuple[Tensor, tuple[int, int] | None]:
-        """As `_pixels`; with `missing` skip or blank an empty image for one that the check has still seen, whose name
-        then goes to `lost`."""
+    def _pixels_if_there(self, record: Record, place: int, lost: list[int]) -> tuple[Tensor, tuple[int, int] | None]:
+        """As `_pixels`; with `missing` skip or blank an empty image for one that the check has still seen, whose place
+        in the record then goes to `lost`."""
         try:
-            return self._pixels(record, name)
+            return self._pixels(record, record.images[place])
         except DataError as error:
             if self.missing == "error" or error.kind not in (MISSING, BROKEN, TOO_LARGE):
                 raise
             logger.warning("%s: %s (--missing %s)", error, _INSTEAD[self.missing], self.missing)
-            lost.append(name)
+            lost.append(place)
             return self.geometry.blank(), None
 
     def _regions(

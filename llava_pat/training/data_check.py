@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from llava_pat.data.check import CheckReport
 from llava_pat.data.check.findings import KINDS
+from llava_pat.data.check.manifest import SeenImages
 from llava_pat.data.dataset import LlavaDataset
 from llava_pat.training.arguments import DataArguments
 from llava_pat.training.flags import ConfigError
@@ -16,6 +18,17 @@ from llava_pat.training.ranks import from_first
 from llava_pat.types import DataError
 
 _SHOWN = 3
+
+
+class _Found(NamedTuple):
+    """What the first rank found in a data set."""
+
+    left_out: tuple[int, ...]
+    blank: tuple[str, ...]
+    lost: tuple[str, ...]
+    manifest: str
+    may_lose: int
+    problems: list[str]
 
 
 @dataclass(frozen=True)
@@ -27,10 +40,14 @@ class CheckedData:
     manifest: str
     held_out_manifest: str | None
     may_lose: int  # images that may go missing in the middle of the run: what --max_missing leaves
+    lost: Mapping[str, tuple[str, ...]]  # by data set, images that are missing or broken; not those lost under way
+    seen: SeenImages | None  # training images, for a later start; of the first rank, with --missing skip or blank
 
 
-def check_data(parts: Parts, data: DataArguments, main: bool) -> CheckedData:
+def check_data(parts: Parts, data: DataArguments, main: bool, began: SeenImages | None = None) -> CheckedData:
     """The data sets without what cannot be trained on; prints what they hold.
+
+    began: for the first rank, the images that a run had when it began, which goes on now and may have lost some.
 
     Raises ConfigError for patch labels of another tower, DataError for the first bad record or image, or ConfigError
     when --bad_records skip or --missing skip or blank would leave out too many.
@@ -38,21 +55,29 @@ def check_data(parts: Parts, data: DataArguments, main: bool) -> CheckedData:
     if parts.words is not None and main:
         parts.words.check_tower()
         print(parts.words, flush=True)
-    train, manifest, may_lose = _check("training", parts.train, parts, data, main)
+    may_vanish = data.missing != "error"
+    train, found, seen = _check("training", parts.train, parts, data, main, began=began, remember=may_vanish)
+    train.missing = data.missing  # not of the held-out data: measures of other images cannot be compared
+    lost = {"training": found.lost}
     held_out = held_out_manifest = None
     if parts.held_out is not None:
-        held_out, held_out_manifest, _ = _check("held-out", parts.held_out, parts, data, main)
-    return CheckedData(train, held_out, manifest, held_out_manifest, may_lose)
+        held_out, found_there, _ = _check("held-out", parts.held_out, parts, data, main)
+        held_out_manifest, lost["held-out"] = found_there.manifest, found_there.lost
+    return CheckedData(train, held_out, found.manifest, held_out_manifest, found.may_lose, lost, seen)
 
 
 def _check(
-    name: str, dataset: LlavaDataset, parts: Parts, data: DataArguments, main: bool
-) -> tuple[LlavaDataset, str, int]:
-    decided = None
+    name: str, dataset: LlavaDataset, parts: Parts, data: DataArguments, main: bool, **memory: Any
+) -> tuple[LlavaDataset, _Found, SeenImages | None]:
+    found = seen = None
     if main:
         try:
             report = dataset.check(
-                parts.model.num_patches, progress=sys.stderr.isatty(), on_bad=data.bad_records, missing=data.missing
+                parts.model.num_patches,
+                progress=sys.stderr.isatty(),
+                on_bad=data.bad_records,
+                missing=data.missing,
+                **memory,
             )
         except DataError as error:
             if KINDS[error.kind].consequence != "image":
@@ -60,13 +85,15 @@ def _check(
             raise DataError(f"{error}; or go on without it: --missing skip, or blank", error.kind) from error
         print(f"{name} data: {report}", flush=True)
         may_lose = int(_most_missing(report, data)) - len(report.lost)
-        decided = report.left_out, report.blank, report.manifest, may_lose, list(over_caps(name, report, data))
-    left_out, blank, manifest, may_lose, problems = from_first(decided)
-    if problems:
-        raise ConfigError("\n".join(problems))
-    checked = dataset.without(left_out, blank) if left_out or blank else dataset
-    checked.missing = data.missing
-    return checked, manifest, may_lose
+        lost = tuple(entry.image for entry in report.lost[:_SHOWN])
+        problems = list(over_caps(name, report, data))
+        found = _Found(report.left_out, report.blank, lost, report.manifest, may_lose, problems)
+        seen = report.seen
+    found = from_first(found)
+    if found.problems:
+        raise ConfigError("\n".join(found.problems))
+    checked = dataset.without(found.left_out, found.blank) if found.left_out or found.blank else dataset
+    return checked, found, seen
 
 
 def over_caps(name: str, report: CheckReport, data: DataArguments) -> Iterator[str]:

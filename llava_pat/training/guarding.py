@@ -49,7 +49,9 @@ class GuardedTrainer(SavingTrainer):
         try:
             return super().train(*args, **keywords)
         except DataError as error:
-            raise DataError(f"{in_one_line(error)}. {self._goes_on()}", error.kind) from error
+            raise DataError(
+                f"{in_one_line(error)}. {self._goes_on('Once that is mended, the same command')}", error.kind
+            ) from error
         except RuntimeError as error:
             killed = killed_worker(error)
             if killed is None:
@@ -67,9 +69,9 @@ class GuardedTrainer(SavingTrainer):
             self.train_dataset.progress = WorkerProgress(self.args.dataloader_num_workers)
         return super().get_train_dataloader()
 
-    def _goes_on(self) -> str:
+    def _goes_on(self, command: str = "The same command") -> str:
         kept = last_checkpoint(self.args.output_dir, closely=False)
-        return f"The same command goes on from {kept}" if kept else "No checkpoint was written yet"
+        return f"{command} goes on from {kept}" if kept else "No checkpoint was written yet"
 
     def begin_step(self, batches: Sequence[Mapping[str, Tensor]], divisors: Divisors) -> None:
         """The micro-batches of a step are there, on this rank."""

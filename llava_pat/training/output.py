@@ -7,23 +7,26 @@ import os
 import resource
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from llava_pat.data.kept_folder import write_json
+from llava_pat.data.check.manifest import SeenImages
+from llava_pat.data.kept_folder import read_json, write_json
 from llava_pat.data.yaml_file import BadYaml, read_yaml_file
 from llava_pat.models.checkpoint import PROJECTOR_BIN
 from llava_pat.training.arguments import PretrainArguments
 from llava_pat.training.finetune_arguments import FinetuneArguments
 from llava_pat.training.flags import ConfigError
 from llava_pat.training.run_config import write_config
+from llava_pat.types import DataError
 
 METRICS = "metrics.json"
 INITIAL = "metrics_init.json"
 DATA = "data_manifest.json"
+IMAGES = "data_images.json"
 CONFIG = "config.yaml"
 
 # What a folder has that must not be written over.
@@ -121,16 +124,40 @@ def remember_data(folder: Path, manifests: Mapping[str, str | None]) -> None:
     write_json(folder / DATA, manifests, indent=2)
 
 
-def refuse_other_data(folder: Path, manifests: Mapping[str, str | None]) -> None:
-    """ConfigError when a run would go on with other data than it began with; the files' names may be the same."""
+def remember_images(folder: Path, seen: SeenImages) -> None:
+    """Keep which image files a run begins with, for one that may lose some of them (--missing skip or blank)."""
+    write_json(folder / IMAGES, {"bytes": seen.bytes, "renamed": seen.renamed})
+
+
+def recall_images(folder: Path) -> SeenImages | None:
+    """The images that a run began with; None where it does not go on without those that it lost."""
+    path = folder / IMAGES
+    if not path.is_file():
+        return None
+    way_out = f"without it {folder} cannot go on: choose another --output_dir"
+    seen = read_json(path, way_out)
+    if not isinstance(seen, dict) or [type(seen.get(key)) for key in ("bytes", "renamed")] != [dict, dict]:
+        raise DataError(f"{path}: holds no images of a run; {way_out}")
+    return SeenImages(seen["bytes"], seen["renamed"])
+
+
+def refuse_other_data(
+    folder: Path, manifests: Mapping[str, str | None], lost: Mapping[str, Sequence[str]] | None = None
+) -> None:
+    """ConfigError when a run would go on with other data than it began with; the files' names may be the same.
+
+    lost: by data set, images that the records name and that are missing or broken now.
+    """
     path = folder / DATA
     then = json.loads(path.read_text()) if path.is_file() else dict(manifests)
     for name, now in manifests.items():
         if then[name] != now:
+            gone = (lost or {}).get(name)
             raise ConfigError(
                 f"{folder}: the {name} data are not those that this run began with: manifest {then[name]} then, {now} "
-                "now. Records, regions or images (their number or their bytes) have changed: put them back, or choose "
-                "another --output_dir"
+                "now. Records, regions or images (their number or their bytes) have changed: put them back, and the "
+                "same command goes on, or choose another --output_dir"
+                + (f". Images that are missing or broken now: {', '.join(gone)}" if gone else "")
             )
 
 

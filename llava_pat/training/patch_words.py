@@ -146,11 +146,17 @@ class OnlineWords:
         self._vectors: Tensor | None = None
 
     @torch.no_grad()
-    def __call__(self, pixels: Tensor, device: torch.device) -> dict[str, Tensor]:
-        """pixels [I, 3, S, S] as the collator gives them -> what WordTokens.batch gives, on `device`."""
+    def __call__(self, pixels: Tensor, device: torch.device, without: Tensor | None = None) -> dict[str, Tensor]:
+        """pixels [I, 3, S, S] as the collator gives them -> what WordTokens.batch gives, on `device`.
+
+        without: bool [I], images that have no words.
+        """
         if self._vectors is None:  # the first batch says where the run is
             self._clip.to(device)
             self._vectors = self._clip.words(self._words, self._switches.prompt)
             self._means = None if self._means is None else self._means.to(device)
         patches = self._clip.patches(pixels.to(device), self._switches.source)
-        return self._tokens.batch(*best_words(patches, self._vectors, self._switches, self._means))
+        words, scores = best_words(patches, self._vectors, self._switches, self._means)
+        if without is not None:
+            words = words.masked_fill(without.to(device)[:, None, None], -1)
+        return self._tokens.batch(words, scores)

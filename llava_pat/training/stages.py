@@ -100,11 +100,12 @@ def _run(arguments: Arguments) -> dict[str, Any]:
     parts = build_parts(arguments)
     task = build_task(arguments, parts)
     with phase("the data check, which the first rank does"):
-        checked = check_data(parts, arguments.data, main)
+        began = output.recall_images(folder) if checkpoint and main else None
+        checked = check_data(parts, arguments.data, main, began)
     parts = parts._replace(train=checked.train, held_out=checked.held_out)
     manifests = {"training": checked.manifest, "held-out": checked.held_out_manifest}
     if checkpoint:
-        output.refuse_other_data(folder, manifests)
+        output.refuse_other_data(folder, manifests, checked.lost)
     weights = build_weights(arguments, task, parts)
     if main:
         with blamed_on("output_dir"):
@@ -113,6 +114,8 @@ def _run(arguments: Arguments) -> dict[str, Any]:
             write_config(arguments, folder / output.CONFIG)  # last: from here on the folder is this run's
             if not checkpoint:
                 output.remember_data(folder, manifests)
+                if checked.seen is not None:
+                    output.remember_images(folder, checked.seen)
     features: dict[str, Any] = {}
     if arguments.data.feature_cache is not None:
         with phase("the feature cache"):
@@ -142,7 +145,7 @@ def _run(arguments: Arguments) -> dict[str, Any]:
         trainer.save_model()
         trainer.save_state()
     metrics = summary(arguments, trainer.state.global_step, checkpoint, seconds, trainer.initial, after)
-    metrics |= {"skipped_steps": len(trainer.bad_steps.skipped), "lost_images": trainer.lost_images}
+    metrics |= {"skipped_steps": len(trainer.bad_steps.skipped), "lost_images": len(trainer.lost_images.names)}
     metrics |= {"data_manifest": checked.manifest, **features}
     if main:
         output.write_metrics(folder, metrics)

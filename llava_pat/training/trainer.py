@@ -26,12 +26,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
-from llava_pat.data.collate import patch_regions, patch_words
+from llava_pat.data.collate import images_without_words, patch_regions, patch_words
 from llava_pat.models.padding_free import check_boundaries
 from llava_pat.models.vlm import VisionLanguageModel
 from llava_pat.training.checkpoints import TRAINER_STATE
 from llava_pat.training.flags import ConfigError
 from llava_pat.training.guarding import GuardedTrainer
+from llava_pat.training.lost_images import LostImages
 from llava_pat.training.measure import Probe
 from llava_pat.training.parts import compute_dtype
 from llava_pat.training.patch_words import OnlineWords
@@ -39,7 +40,9 @@ from llava_pat.training.phases import phase
 from llava_pat.training.ranks import limit_waiting
 from llava_pat.training.task import AlignedTraining, Divisors
 from llava_pat.training.weights import Weights
-from llava_pat.types import IGNORE_INDEX, DataError
+from llava_pat.types import IGNORE_INDEX
+
+_LOST = "llava_pat_lost_images"  # in trainer_state.json
 
 
 def alignment_log(sums: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
@@ -100,7 +103,7 @@ class AlignedTrainer(GuardedTrainer):
         **keywords: Any,
     ) -> None:
         super().__init__(*args, **keywords)
-        self.may_lose, self.lost_images = may_lose, 0
+        self.lost_images = LostImages(may_lose)
         self.probe = probe
         self.weights = weights
         self.learning_rates = dict(learning_rates or {})
@@ -126,7 +129,7 @@ class AlignedTrainer(GuardedTrainer):
             return None
         if self.online_words is not None:  # before the counts, which may be of labels
             for batch in batch_samples:
-                batch.update(self.online_words(batch["pixel_values"], device))
+                batch.update(self.online_words(batch["pixel_values"], device, images_without_words(batch)))
         caption = sum((batch["labels"][:, 1:] != IGNORE_INDEX).sum() for batch in batch_samples)
         parts = self.model.objective.parts
         sums = [float(caption)]
@@ -134,24 +137,16 @@ class AlignedTrainer(GuardedTrainer):
             counts = [objective.count(patch_regions(batch), patch_words(batch)) for batch in batch_samples]
             known = [float(count) for count in counts if count is not None]
             sums += [sum(known), float(len(counts) - len(known))]
-        lost = sum(int(batch["lost_images"]) for batch in batch_samples if "lost_images" in batch)
+        lost = sum(len(batch["lost_images"]) for batch in batch_samples if "lost_images" in batch)
         total = torch.tensor([*sums, float(lost)], device=device)
         self._all_reduce(total)
-        self._count_lost(int(total[-1]))
+        self.lost_images.count(batch_samples, self.train_dataset.records, int(total[-1]))
         total = total / self.args.world_size
         # All ranks agree on what is unknown: one whose own batches tell must not divide otherwise.
         alignment = {name: total[2 * i + 1] if total[2 * i + 2] == 0 else None for i, name in enumerate(parts)}
         divisors = Divisors(total[0], alignment, len(batch_samples))
         self.begin_step(batch_samples, divisors)
         return divisors
-
-    def _count_lost(self, images: int) -> None:
-        self.lost_images += images
-        if images and self.lost_images > self.may_lose:
-            raise DataError(
-                f"{self.lost_images} images went missing or broke while the run read them (named above), more than the "
-                f"{self.may_lose} that --max_missing leaves"
-            )
 
     def compute_loss(
         self,
@@ -312,6 +307,16 @@ class AlignedTrainer(GuardedTrainer):
         if self.args.should_save:
             folder.mkdir(parents=True, exist_ok=True)
         self.weights.save(folder, write=self.args.should_save, final=not _internal_call)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        self.state.stateful_callbacks[_LOST] = self.lost_images.state()
+        super()._save_checkpoint(model, trial)
+
+    def _init_training_state(self, *args: Any, **keywords: Any) -> tuple[int, int]:
+        begun = super()._init_training_state(*args, **keywords)
+        if _LOST in self.state.stateful_callbacks:  # of a run that goes on
+            self.lost_images.restore(self.state.stateful_callbacks[_LOST])
+        return begun
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         try:

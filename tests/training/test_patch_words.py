@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from llava_pat.data.collate import patch_words
 from llava_pat.labelling.command import main as label
+from llava_pat.training.data_check import check_data
 from llava_pat.training.launch import run
 from llava_pat.training.stages import pretrain
 from tests.models.clip_folder import write_clip
@@ -73,6 +74,21 @@ def test_online_labels_are_the_files(make_trainer, flags):
         assert torch.equal(stored.word_ids, computed.word_ids)
         assert torch.equal(stored.word_mask, computed.word_mask)
         torch.testing.assert_close(stored.scores, computed.scores, atol=1e-3, rtol=1e-3)
+
+
+def test_a_lost_image_is_not_labelled(make_trainer, flags, tmp_path, world):
+    """--missing skip with labels computed in the run: nothing of the record is trained on."""
+    shutil.copytree(world.folder / "images", tmp_path / "images")
+    lenient = {"missing": "skip", "max_missing": 2, "image_folder": tmp_path / "images"}
+    made = make_trainer(**flags, **lenient, patch_words="online")
+    check_data(made.parts, made.arguments.data, main=True)
+    (tmp_path / "images" / "train-3.png").unlink()
+    made.trainer.lost_images.allowed = 1
+    batch = made.parts.collator([made.parts.train[number] for number in (2, 3)])
+    made.trainer._get_num_items_in_batch([batch], torch.device("cpu"))
+    words = patch_words(batch).words
+    assert bool((words[0] >= 0).any()) and bool((words[1] == -1).all())
+    assert made.trainer.lost_images.names == {"train-3.png"}
 
 
 def test_a_run_from_files_and_one_that_labels_itself(world, flags, tmp_path, capsys):

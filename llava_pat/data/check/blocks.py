@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from llava_pat.data.check.findings import KINDS, Finding, OnMissing
-from llava_pat.data.check.manifest import BLANK, record_digest
+from llava_pat.data.check.manifest import BLANK, SeenImages, record_digest
 from llava_pat.data.check.region_sizes import compare_sizes
 from llava_pat.data.collate import expand_images
 from llava_pat.data.hashes import file_sha256
@@ -35,6 +35,8 @@ class Settings:
     hash_images: bool
     everything: bool  # all that is wrong, not what stops a run alone
     stretch: int  # records of a block
+    began: SeenImages = SeenImages()  # images that the run began with: one that is lost now was lost under way
+    remember: bool = False  # what is seen of images, for a later start
 
 
 @dataclass
@@ -48,7 +50,9 @@ class Block:
     annotated: dict[str, None] = field(default_factory=dict)  # names of its images with regions, in order
     unusable: list[Skipped] = field(default_factory=list)
     lost: dict[str, str] = field(default_factory=dict)  # image name -> why
-    renamed: dict[str, None] = field(default_factory=dict)
+    vanished: dict[str, None] = field(default_factory=dict)  # images that a run lost under way
+    seen: dict[str, int] = field(default_factory=dict)  # image name -> bytes
+    renamed: dict[str, str] = field(default_factory=dict)  # image name -> file
     lost_records: list[int] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
@@ -61,6 +65,8 @@ class Block:
         self.annotated |= other.annotated
         self.unusable += other.unusable
         self.lost = other.lost | self.lost  # the first reason stays
+        self.vanished |= other.vanished
+        self.seen |= other.seen
         self.renamed |= other.renamed
         self.lost_records += other.lost_records
         self.findings += other.findings
@@ -132,7 +138,7 @@ def _check_record(
     if tokens["cut"] and settings.everything:
         cut = DataError(f"{record.where}: is cut at model_max_length {dataset.model_max_length}", "too_long")
         block.findings.append(_finding(record, cut))
-    block.digests.append(_digest(dataset, settings, record, looks))
+    block.digests.append(_digest(dataset, settings, record, looks, block))
 
 
 def _image_errors(
@@ -147,13 +153,20 @@ def _image_errors(
     for name in dict.fromkeys(record.images):
         look = looks[name]
         if isinstance(look, DataError):
+            if KINDS[look.kind].consequence == "image" and name in settings.began:
+                block.vanished[name] = None
+                if dataset.regions is not None and name in dataset.regions:
+                    block.annotated[name] = None
+                continue
             error = DataError(f"{record.where}: {look}", look.kind)
             wrong.append(_finding(record, error, name))
             if KINDS[error.kind].consequence == "image":
                 block.lost.setdefault(name, str(error))
             continue
         if _renamed(look, name):
-            block.renamed[name] = None
+            block.renamed[name] = _file_of(look, name)
+        if settings.remember:
+            block.seen[name] = look.bytes
         if dataset.patch_words is not None:
             dataset.patch_words.check_image(name, look.path, record.where)
         annotated = dataset.regions.get(name) if dataset.regions is not None else None
@@ -171,6 +184,10 @@ def _image_errors(
 
 def _renamed(look: ImageFacts, name: str) -> bool:
     return look.path.name != os.path.basename(name)
+
+
+def _file_of(look: ImageFacts, name: str) -> str:
+    return os.path.join(os.path.dirname(name), look.path.name)
 
 
 def _oddities(record: Record, name: str, look: ImageFacts) -> list[DataError]:
@@ -213,15 +230,22 @@ def _count_tokens(dataset: LlavaDataset, num_patches: int, record: Record) -> Co
 
 
 def _digest(
-    dataset: LlavaDataset, settings: Settings, record: Record, looks: dict[str, ImageFacts | DataError]
+    dataset: LlavaDataset,
+    settings: Settings,
+    record: Record,
+    looks: dict[str, ImageFacts | DataError],
+    block: Block,
 ) -> bytes:
     images = []
     for name in record.images:
         look = looks[name]
-        if isinstance(look, DataError):
+        if name in block.vanished:
+            file, size = settings.began.facts(name)
+        elif isinstance(look, DataError):
             images.append((name, BLANK, None))
             continue
-        file = os.path.join(os.path.dirname(name), look.path.name)
-        size = file_sha256(look.path) if settings.hash_images else look.bytes
+        else:
+            file = _file_of(look, name)
+            size = file_sha256(look.path) if settings.hash_images else look.bytes
         images.append((file, size, dataset.regions.get(name) if dataset.regions is not None else None))
     return record_digest(record, images)

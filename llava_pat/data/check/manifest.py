@@ -8,13 +8,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from llava_pat.types import ImageRegions, Record
 
 _FORMAT = "llava-pat manifest 1"
 BLANK = "blank"
 """In the place of an image's size where an empty one is trained on."""
+
+
+@dataclass(frozen=True)
+class SeenImages:
+    """What a manifest says of image files, by the names of the records: to make it again without the files."""
+
+    bytes: Mapping[str, int] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)  # the file's name, where it is another one
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.bytes
+
+    def facts(self, name: str) -> tuple[str, int]:
+        """(name of the file, its size in bytes)."""
+        return self.renamed.get(name, name), self.bytes[name]
 
 
 def record_digest(record: Record, images: Sequence[tuple[str, int | str, ImageRegions | None]]) -> bytes:

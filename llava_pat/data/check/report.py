@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llava_pat.data.check.manifest import SeenImages
 from llava_pat.data.records import Skipped
 
 _SHOWN = 3
@@ -42,6 +43,8 @@ class CheckReport:
     lost: tuple[Lost, ...]  # of them, not there or unreadable
     lost_records: tuple[int, ...]  # places in the data set that are left out for a lost image
     blank: tuple[str, ...]  # lost images in whose place an empty one is trained on
+    vanished: tuple[str, ...]  # images that a run lost under way; their records are kept
+    seen: SeenImages | None  # what a later start of the run must know of the images, where it was asked for
     manifest: str  # one hash of the records that are trained on, their regions, and the sizes of their images
 
     @property
@@ -66,6 +69,9 @@ class CheckReport:
             done = f"; {len(self.lost_records)} records are left out for them" if self.lost_records else done
             lines.append(f"{len(self.lost)} of {self.named_images} images are missing or broken{done}:")
             lines += _first([entry.reason for entry in self.lost])
+        if self.vanished:
+            names = ", ".join(self.vanished[:_SHOWN]) + (" ..." if len(self.vanished) > _SHOWN else "")
+            lines.append(f"{len(self.vanished)} images went missing or broke since the run began: {names}")
         if self.images_with_regions:
             lines.append(
                 f"{self.images_with_regions} images with {self.regions} regions; of {self.region_images_examined} "

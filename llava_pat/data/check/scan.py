@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from llava_pat.data.check.blocks import Block, Settings, check_block
 from llava_pat.data.check.findings import Finding, OnMissing
-from llava_pat.data.check.manifest import manifest
+from llava_pat.data.check.manifest import SeenImages, manifest
 from llava_pat.data.check.processes import in_processes
 from llava_pat.data.check.region_scan import check_regions
 from llava_pat.data.check.report import CheckReport, Lost
@@ -36,6 +36,8 @@ def check_dataset(
     hash_images: bool = False,
     processes: int | None = None,
     findings: list[Finding] | None = None,
+    began: SeenImages | None = None,
+    remember: bool = False,
 ) -> CheckReport:
     """Check every record of `dataset` against a tower of `num_patches` patches; DataError for the first bad one.
 
@@ -51,6 +53,9 @@ def check_dataset(
     depth: how closely images are looked at. Default: "verify" where a bad one stops the run, "decode" where it is left
     out, since it can't be any more once training has begun. processes: at most so many (default: one a core, up to 8);
     the report is the same with any number.
+    began: images that a run had when it began, which goes on now. One of these that is not there or cannot be read is
+    among `vanished` and nothing else: the manifest takes what is known of it, and its records are kept, so that the
+    order of samples is the run's. remember: the report has such `seen` images of this check.
     findings: takes everything that is wrong; nothing but what concerns all records is an error then, and the report
     counts what is left without the records that would stop a run. Without a tokenizer in `dataset`, tokens and the
     tokens of labels are not looked at.
@@ -66,7 +71,10 @@ def check_dataset(
     if dataset.tokenizer is not None:
         check_round_trip(dataset.template, dataset.tokenizer)
     depth = depth or ("verify" if missing == "error" else "decode")
-    settings = Settings(num_patches, on_bad, missing, depth, hash_images, findings is not None, _BLOCK)
+    everything = findings is not None
+    settings = Settings(
+        num_patches, on_bad, missing, depth, hash_images, everything, _BLOCK, began or SeenImages(), remember
+    )
     whole = _scan(dataset, settings, progress, processes)
     if findings is not None:
         findings += whole.findings
@@ -86,6 +94,8 @@ def check_dataset(
         lost=tuple(Lost(name, reason) for name, reason in whole.lost.items()),
         lost_records=tuple(whole.lost_records),
         blank=tuple(whole.lost) if missing == "blank" else (),
+        vanished=tuple(whole.vanished),
+        seen=SeenImages(whole.seen, whole.renamed) if remember else None,
         manifest=manifest(whole.digests),
         **check_regions(dataset, list(whole.annotated), max_region_images, progress, processes, findings),
     )
