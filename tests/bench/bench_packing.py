@@ -7,9 +7,8 @@
 Forward and backward of one micro-batch in the training module, on batches that the run's own sampler makes (flags that
 are not this program's are the stage's). What does not depend on the layout (loading, optimizer) is left out. Every
 batch is taken in each layout in turn, then in reverse, so that a busy machine slows all of them; a ratio is of one
-batch in one round. --mid puts made-up models of a middle shape in their place: 5 layers of width 768, a vocabulary of
-32,000, 576 patches, bf16 (the tower has one layer). CPU: seconds of this process, which say more on a machine that
-others use. Layouts:
+batch in one round. --mid puts made-up models of bench_step.py's middle shape in their place (bf16). CPU: seconds of
+this process, which say more on a machine that others use. Layouts:
 
     padded   as without the flag
     causal   padded, but the attention is told nothing of the padding: causal as it is, no word looks at what follows
@@ -33,13 +32,13 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 from torch.utils.data import BatchSampler, RandomSampler, Sampler  # noqa: E402
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM, set_seed  # noqa: E402
+from transformers import set_seed  # noqa: E402
 
 from llava_pat.data.collate import Collator  # noqa: E402
-from llava_pat.models.projectors import build_projector  # noqa: E402
 from llava_pat.models.sequence_attention import BY_SEQUENCE  # noqa: E402
-from llava_pat.models.towers import VisionTower  # noqa: E402
 from llava_pat.models.vlm import VisionLanguageModel  # noqa: E402
+from llava_pat.performance.shapes import SHAPES, Recipe  # noqa: E402
+from llava_pat.performance.shapes import build_task as build_made_up  # noqa: E402
 from llava_pat.training.arguments import parse_pretrain  # noqa: E402
 from llava_pat.training.finetune_arguments import FinetuneArguments, parse_finetune  # noqa: E402
 from llava_pat.training.order import train_sampler  # noqa: E402
@@ -48,7 +47,7 @@ from llava_pat.training.stages import build_task  # noqa: E402
 from llava_pat.training.task import AlignedTraining  # noqa: E402
 
 LAYOUTS = {"padded": (False, "sdpa"), "causal": (False, "sdpa"), "free": (True, BY_SEQUENCE), "block": (True, "sdpa")}
-SIDE = 336
+MID = SHAPES["mid"]
 
 
 def parse_stage(config: Path, flags: list[str], out: str):
@@ -59,23 +58,8 @@ def parse_stage(config: Path, flags: list[str], out: str):
 
 
 def middle_model(trains: bool) -> VisionLanguageModel:
-    vision = CLIPVisionConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=SIDE,
-        patch_size=14,
-    )
-    llama = LlamaConfig(
-        hidden_size=768, intermediate_size=2048, num_hidden_layers=5, num_attention_heads=12, num_key_value_heads=12,
-        vocab_size=32_000, max_position_embeddings=4096,
-    )  # fmt: skip
-    llm = LlamaForCausalLM(llama).to(torch.bfloat16)
-    tower = VisionTower(CLIPVisionModel(vision).to(torch.bfloat16))
-    model = VisionLanguageModel(tower, build_projector("mlp2x_gelu", 64, 768), llm)
-    model.set_trainable(llm=trains)
-    return model
+    torch.manual_seed(0)
+    return build_made_up(MID, Recipe("all" if trains else "projector", MID.dtype), "cpu").model
 
 
 def batches_of(arguments, parts: Parts, count: int) -> list[dict[str, torch.Tensor]]:
@@ -136,8 +120,9 @@ def main() -> None:
     task = build_task(arguments, parts)
     batches = batches_of(arguments, parts, options.batches)
     if options.mid:
+        side = parts.model.image_size
         for batch in batches:
-            batch["pixel_values"] = torch.zeros(len(batch["pixel_values"]), 3, SIDE, SIDE)
+            batch["pixel_values"] = torch.zeros(len(batch["pixel_values"]), 3, side, side)
     layouts = options.layouts
     for name in layouts:
         step(task, batches[0], name)  # not counted
