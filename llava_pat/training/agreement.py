@@ -1,7 +1,9 @@
 """Ranks that were started differently are found before they do anything together, not by a hang or by wrong gradients.
 
-Compared are the settings of the run, the code (ours to the byte, the libraries by version), and the data files to the
-byte. What follows from them is equal then: the records, their order, the steps.
+Compared are the settings of the run, the code (ours to the byte, the libraries by version), the data files to the
+byte, and of patch labels the account of what they are (meta.json). Feature caches are compared where they are opened
+(feature_cache.py), since another run may be filling them. What follows from them is equal then: the records, their
+order, the steps.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import llava_pat
 from llava_pat.data.hashes import file_sha256
+from llava_pat.data.patch_words import META
 from llava_pat.training.arguments import PretrainArguments
 from llava_pat.training.finetune_arguments import FinetuneArguments
 from llava_pat.training.flags import ConfigError
@@ -48,6 +51,9 @@ def facts(arguments: PretrainArguments | FinetuneArguments) -> dict[str, str]:
     for name, path in files.items():
         if path is not None:
             found[f"the content of --{name}"] = _content(path)
+    labels = arguments.data.patch_words_path
+    if labels is not None:
+        found[f"the {META} of --patch_words_path"] = _content(str(Path(labels) / META))
     return found
 
 

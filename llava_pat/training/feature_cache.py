@@ -19,6 +19,7 @@ from torch import Tensor
 from llava_pat.data.feature_store import FeatureStore
 from llava_pat.data.image_batches import Images
 from llava_pat.models.vlm import VisionLanguageModel
+from llava_pat.training.agreement import differences
 from llava_pat.training.arguments import PretrainArguments, TrainingArguments
 from llava_pat.training.checkpoints import gathered
 from llava_pat.training.feature_fill import ImageFiles, fill
@@ -26,7 +27,7 @@ from llava_pat.training.feature_folders import account_of, open_stores
 from llava_pat.training.finetune_arguments import FinetuneArguments
 from llava_pat.training.flags import ConfigError
 from llava_pat.training.parts import Parts, compute_dtype
-from llava_pat.training.ranks import from_first, wait_for_all
+from llava_pat.training.ranks import from_all, from_first, wait_for_all
 from llava_pat.types import DataError
 
 
@@ -67,6 +68,7 @@ def with_feature_cache(
             open_stores(folder, data_sets, account_of(parts, arguments, of_one))
         wait_for_all()
         stores = {name: FeatureStore.open(folder / name) for name in data_sets}
+        _refuse_other_caches(stores)
         for name, store in stores.items():
             todo = from_first(store.shards()[1])
             dataset = data_sets[name]
@@ -85,6 +87,17 @@ def with_feature_cache(
     report = from_first(_report(stores, time.perf_counter() - started) if main else None)
     cached = {name: dataset.with_features(stores[name], of_one.dtype) for name, dataset in data_sets.items()}
     return parts._replace(**cached), report
+
+
+def _refuse_other_caches(stores: dict[str, FeatureStore]) -> None:
+    """ConfigError on all ranks when one has another folder of that name: a disk of its machine, say."""
+    by_rank = from_all({store.folder.name: store.meta.sha256[:12] for store in stores.values()})
+    problems = differences(by_rank)
+    if problems:
+        raise ConfigError(
+            f"--feature_cache is not the same folder on all ranks: the features of {'; '.join(problems)}. It must be a "
+            "folder that all machines share"
+        )
 
 
 def _refuse_unfinished(store: FeatureStore) -> None:

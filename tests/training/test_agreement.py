@@ -39,6 +39,22 @@ def test_facts_see_files_and_code(world, tmp_path: Path, monkeypatch) -> None:
     assert [difference, *others] == ["llava_pat's code", "the content of --data_path", "the content of --deepspeed"]
 
 
+def test_patch_labels_are_compared_by_their_account(world, tmp_path: Path) -> None:
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    arguments = parse_pretrain(world.argv(tmp_path / "llava-run"))
+    arguments.data.patch_words_path = str(labels)
+    found = []
+    for account in ('{"tower_sha256": "a"}', '{"tower_sha256": "b"}'):
+        (labels / "meta.json").write_text(account)
+        found.append(facts(arguments))
+    (labels / "meta.json").unlink()
+    found.append(facts(arguments))
+    (difference,) = differences(found)
+    assert difference.startswith("the meta.json of --patch_words_path is 21 bytes, sha256 ")
+    assert difference.endswith("on rank 1 and not there on rank 2")
+
+
 def test_a_rank_with_another_command_is_named(world, tmp_path: Path) -> None:
     out = tmp_path / "llava-run"
     rates = ("0.01", "0.02")

@@ -20,6 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from llava_pat.data import feature_meta, feature_store, kept_folder
 from llava_pat.models.towers import VisionTower
+from llava_pat.training import feature_cache
+from llava_pat.training.flags import ConfigError
 from llava_pat.training.launch import run
 from llava_pat.training.stages import finetune, pretrain
 from tests.training.world import ROOT
@@ -448,3 +450,10 @@ def test_two_processes_fill_and_read(world, tmp_path) -> None:
     two = json.loads((tmp_path / "llava-two" / "metrics.json").read_text())
     assert one["caption_loss_final"] == pytest.approx(two["caption_loss_final"], rel=1e-4)
     assert two["feature_cache_bytes"] == 17 * POSITIONS * WIDTH * 4
+
+
+def test_another_cache_on_a_rank_is_named(world, tmp_path, monkeypatch) -> None:
+    """A folder of one machine's own disk: here another rank's answer is put beside this one's."""
+    monkeypatch.setattr(feature_cache, "from_all", lambda metas: [metas, metas | {"train": "0" * 12}])
+    with pytest.raises(ConfigError, match="--feature_cache is not the same folder on all ranks: the features of train"):
+        pretrain(world.argv(tmp_path / "llava-run", feature_cache=tmp_path / "cache"))
