@@ -4,7 +4,8 @@ r"""Computes a step again that a run left out or ended at, and says where the fi
     torchrun --nproc_per_node 8 -m llava_pat.replay OUTPUT_DIR/bad_steps/step-5    # where the objective sees all ranks
 
 The dump holds batches, random states and trained weights; the frozen base models are read from where config.yaml says,
-the data set is not needed. On the hardware of the run, with as many threads, the losses are the run's to the bit.
+the data set is not needed. On the hardware of the run, with its libraries and as many threads, the losses are the run's
+to the bit, also those of ZeRO-2 and ZeRO-3 (tested on CPUs). One process takes the first GPU that it may see.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import transformers
 
 from llava_pat.training.flags import ConfigError
-from llava_pat.training.replaying import Replay, build, replay
+from llava_pat.training.replaying import Replay, build, one_device, replay
 from llava_pat.training.step_dump import first_troubled_rank, read_micro_batches, read_step
 from llava_pat.types import DataError
 
@@ -32,8 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         about = read_step(options.dump)
         rank = _rank(options.rank, about["ranks"], options.dump)
         micro_batches = read_micro_batches(options.dump, rank)
-        task, device = build(options.dump, about["stage"], options.cpu)
-        done = replay(task, micro_batches, about, device)
+        with one_device():
+            task, device = build(options.dump, about, options.cpu)
+            done = replay(task, micro_batches, about, device)
     except (ConfigError, DataError) as error:
         print(f"replay: {error}", file=sys.stderr)
         return 2
@@ -42,11 +45,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     print(f"{place}: {about['verdict']}\n{report(done)}", flush=True)
     same = all(one.is_the_same for one in done.micro_batches)
-    if not same and about["ranks"] > 1 and "WORLD_SIZE" not in os.environ:
-        print(
-            f"the objective may look at all ranks: torchrun --nproc_per_node {about['ranks']} -m llava_pat.replay ..."
-        )
+    if not same:
+        print(f"the losses are not the run's: {'; '.join(_reasons(about))}")
     return 0 if same else 1
+
+
+def _reasons(about: Mapping[str, Any]) -> list[str]:
+    """What can make a difference, the likely first."""
+    reasons = ["other hardware, libraries or another number of threads"]
+    if about["deepspeed"]:
+        reasons.insert(0, "DeepSpeed, which computes some things in half precision in its own way")
+    if about["ranks"] > 1 and "WORLD_SIZE" not in os.environ:
+        everyone = f"torchrun --nproc_per_node {about['ranks']} -m llava_pat.replay ..."
+        reasons.append(f"an objective that looks at all ranks, if this one does ({everyone})")
+    return reasons
 
 
 def report(done: Replay) -> str:

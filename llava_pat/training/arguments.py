@@ -194,7 +194,7 @@ class TrainingArguments(transformers.TrainingArguments):
     dump_bad_steps: int = option(
         1,
         "Bad steps of a start that leave OUT/bad_steps/step-N, for python -m llava_pat.replay: the batch, and as many "
-        "bytes as the weights that train.",
+        "bytes as the weights that train. The step that ends the run leaves one besides, unless this is 0.",
     )
     remove_unused_columns: bool = option(False, "False: batches are our own dictionaries (llava/train/train.py).")
 

@@ -12,10 +12,11 @@ import statistics
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from llava_pat.training.arguments import TrainingArguments
 from llava_pat.training.failures import RunFailed
@@ -24,6 +25,8 @@ from llava_pat.training.task import Divisors
 
 # A spike is measured against the median of this many of the last good steps, and not before there are so many.
 _HISTORY, _ENOUGH = 64, 10
+# A loss scaler that starts at 65536 is at 1 behind 16 halvings: so many more in a row and it finds no scale.
+OVERFLOWS_IN_A_ROW = 100
 
 
 class BadStep(RunFailed, FloatingPointError):
@@ -56,11 +59,14 @@ class BadSteps:
     """Watches the steps of a run. What was skipped and the last losses are part of a checkpoint (`state`), so that a
     resumed run decides as one that was not interrupted."""
 
-    def __init__(self, training: TrainingArguments) -> None:
+    def __init__(self, training: TrainingArguments, model: nn.Module) -> None:
+        self.model = model
         self.allowed, self.factor = training.skip_bad_steps, training.max_loss_spike
         self.device, self.ranks = training.device, training.world_size
         self.skipped: list[int] = []  # steps, the first is 1
         self.window: Window | None = None
+        self.overflows = 0  # steps in a row that a loss scaler left out
+        self._poison: list[Any] = []  # hooks
         self._losses: deque[float] = deque(maxlen=_HISTORY)
 
     # ---- one step
@@ -75,8 +81,8 @@ class BadSteps:
         self.window.random.append(state)
 
     def after_forward(self, loss: Tensor, unsound_patches: bool) -> Tensor:
-        """The loss to go backward from: of the last micro-batch of a bad step NaN, on all ranks. So every gradient is,
-        and loss scalers and DeepSpeed leave the step out by themselves."""
+        """The loss to go backward from: of the last micro-batch of a bad step NaN, on all ranks. So every gradient
+        becomes NaN, and loss scalers and DeepSpeed leave the step out by themselves."""
         window, value = self.window, float(loss.detach())
         if not math.isfinite(value):
             what = "projected patches hold NaN or infinite values" if unsound_patches else f"the loss is {value}"
@@ -97,16 +103,34 @@ class BadSteps:
         elif (limit := self._limit()) is not None and mean > limit:
             window.verdict = f"the loss is {mean:.4g}, over {self.factor:g} times the median of the last steps"
         window.mean = mean
-        return loss if window.verdict is None else loss * float("nan")
+        if window.verdict is None:
+            return loss
+        # A weight that no value of the loss went through (a projector, without images) has a gradient of zeros, not of
+        # zeros times NaN. Its own hook reaches it wherever the weight is: ZeRO-3 has it together in the backward pass.
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self._poison = [parameter.register_hook(lambda gradient: gradient * float("nan")) for parameter in trained]
+        return loss * float("nan")
 
     def is_bad(self, norm: Tensor | float | None, scaled: bool) -> bool:
         """Whether all ranks leave the step out. scaled: by fp16's loss scaler, whose gradients may overflow: it finds
-        its scale by that, and leaves such steps out itself."""
+        its scale by that, and leaves such steps out itself (`optimizer_stepped` counts them)."""
+        for hook in self._poison:
+            hook.remove()
+        self._poison.clear()
         if self.window.verdict is None and norm is not None and not scaled and not math.isfinite(float(norm)):
             self.window.verdict = f"the gradient norm is {float(norm)}"
         if self.window.verdict is None:
             self._losses.append(self.window.mean)
         return self.window.verdict is not None
+
+    def optimizer_stepped(self, skipped: bool) -> bool:
+        """Behind every step. skipped: the optimizer left it out. Whether that was so for too many steps in a row."""
+        if self.window.verdict is None:
+            self.overflows = self.overflows + 1 if skipped else 0
+        if self.overflows < OVERFLOWS_IN_A_ROW:
+            return False
+        self.window.verdict = f"no gradient of {self.overflows} steps in a row was finite, whatever the loss scale"
+        return True
 
     def accounts(self) -> list[tuple[str, list[int]]]:
         """What went wrong and the samples that it went wrong with, of all ranks: of the micro-batches that are to
@@ -126,10 +150,11 @@ class BadSteps:
         median = statistics.median(self._losses)
         return self.factor * median if median > 0 else None
 
-    def state(self) -> dict[str, list]:
-        return {"skipped": list(self.skipped), "losses": list(self._losses)}
+    def state(self) -> dict[str, Any]:
+        return {"skipped": list(self.skipped), "losses": list(self._losses), "overflows": self.overflows}
 
-    def restore(self, state: Mapping[str, list]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.overflows = state.get("overflows", 0)  # which checkpoints of earlier versions lack
         self.skipped, self._losses = list(state["skipped"]), deque(state["losses"], maxlen=_HISTORY)
 
 

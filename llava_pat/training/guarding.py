@@ -6,7 +6,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from llava_pat.training.failures import RunFailed, in_one_line, killed_worker
 from llava_pat.training.parts import compute_dtype
 from llava_pat.training.saving import SavingTrainer
 from llava_pat.training.step_dump import FOLDER, write_dump
+from llava_pat.training.step_precision import precision_of
 from llava_pat.training.task import Divisors
 from llava_pat.types import DataError
 
@@ -34,10 +35,11 @@ class GuardedTrainer(SavingTrainer):
     def __init__(self, *args: Any, stage: int, **keywords: Any) -> None:
         super().__init__(*args, **keywords)
         self.stage = stage
-        self.bad_steps = BadSteps(self.args)
+        self.bad_steps = BadSteps(self.args, self.model)
         self.add_callback(_Schedule(self))
         self._schedule_waits = False  # for a step that was left out
         self._dumps = 0
+        self._begun = 0  # steps that earlier starts took
         self._before_step: tuple[Tensor, dict[str, Tensor]] | None = None  # what the next log line has so far
 
     @abstractmethod
@@ -47,7 +49,9 @@ class GuardedTrainer(SavingTrainer):
     def train(self, *args: Any, **keywords: Any) -> TrainOutput:
         """As transformers'; what the loader's processes end with becomes one message, with the sample."""
         try:
-            return super().train(*args, **keywords)
+            trained = super().train(*args, **keywords)
+            mean = self._mean_of_taken(trained.training_loss)
+            return trained._replace(training_loss=mean, metrics=trained.metrics | {"train_loss": mean})
         except DataError as error:
             raise DataError(
                 f"{in_one_line(error)}. {self._goes_on('Once that is mended, the same command')}", error.kind
@@ -80,8 +84,14 @@ class GuardedTrainer(SavingTrainer):
             self._before_step = self._tr_loss.clone(), dict(self.log_window())
 
     def without_bad_steps(self, logs: dict[str, float]) -> dict[str, float]:
-        """A log line of the steps that were taken since the last one: transformers divides by all of them. Without a
-        loss where none was taken."""
+        """A log line of the steps that were taken: transformers divides by all of them. Of those since the last line,
+        without a loss where none was taken; or of all of this start (`train_loss`)."""
+        if not self.bad_steps.skipped:
+            return logs
+        if "train_loss" in logs:
+            return logs | {"train_loss": self._mean_of_taken(logs["train_loss"])}
+        if "learning_rate" not in logs:
+            return logs  # of the held-out data
         lines = [line["step"] for line in self.state.log_history if "learning_rate" in line]
         since = lines[-1] if lines else 0
         left_out = sum(step > since for step in self.bad_steps.skipped)
@@ -91,8 +101,14 @@ class GuardedTrainer(SavingTrainer):
         if left_out == steps:
             return {"learning_rate": logs["learning_rate"], "skipped_steps": left_out}
         if self.bad_steps.skipped[-1] == self.state.global_step:
-            del logs["grad_norm"]  # of a step that was not taken
+            logs = {name: value for name, value in logs.items() if name != "grad_norm"}  # of a step that was not taken
         return logs | {"loss": logs["loss"] * steps / (steps - left_out), "skipped_steps": left_out}
+
+    def _mean_of_taken(self, train_loss: float) -> float:
+        """Of the loss that transformers divided by all steps of this start; 0 where none was taken, as there."""
+        steps = self.state.global_step - self._begun
+        taken = steps - sum(step > self._begun for step in self.bad_steps.skipped)
+        return train_loss * steps / taken if taken else 0.0
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         self.state.stateful_callbacks[_STATE] = self.bad_steps.state()
@@ -100,6 +116,7 @@ class GuardedTrainer(SavingTrainer):
 
     def _init_training_state(self, *args: Any, **keywords: Any) -> tuple[int, int]:
         begun = super()._init_training_state(*args, **keywords)
+        self._begun = self.state.global_step
         if _STATE in self.state.stateful_callbacks:  # of a run that goes on
             self.bad_steps.restore(self.state.stateful_callbacks[_STATE])
         return begun
@@ -113,19 +130,14 @@ class GuardedTrainer(SavingTrainer):
     def _leave_out(self, model: torch.nn.Module) -> None:
         """On all ranks alike: the run ends, or nothing of the step stays."""
         step, guard = self.state.global_step + 1, self.bad_steps
-        place = f"at step {step} of {self.state.max_steps}"
-        found = "; ".join(f"{what} {place}; samples {self._shown(samples)}" for what, samples in guard.accounts())
-        dumped = self._dump(step)
         guard.skipped.append(step)
         if len(guard.skipped) > guard.allowed:
-            kept = last_checkpoint(self.args.output_dir, closely=False)
-            raise BadStep(
-                f"{found}. "
-                + (f"The last good checkpoint is {kept}. " if kept else "No checkpoint was written yet. ")
-                + dumped
-                + "Look at these samples, lower --learning_rate, or train in fp32 (--bf16 False). "
-                + f"--skip_bad_steps, now {guard.allowed}, says how many such steps a run leaves out"
+            self._end(
+                step,
+                "Look at these samples, lower --learning_rate, or train in fp32 (--bf16 False). --skip_bad_steps, now "
+                f"{guard.allowed}, says how many such steps a run leaves out",
             )
+        found, dumped = self._found(step), self._dump(step, ends=False)
         if self.args.process_index == 0:
             said = f"{found}: left out, number {len(guard.skipped)} of {guard.allowed} (--skip_bad_steps). {dumped}"
             print(said.rstrip(), flush=True)
@@ -138,6 +150,29 @@ class GuardedTrainer(SavingTrainer):
         else:
             model.zero_grad(set_to_none=True)
 
+    def refuse_endless_overflow(self) -> None:
+        """Behind every step: a loss scaler that finds no scale would leave out all that are left, without a word."""
+        if self.bad_steps.optimizer_stepped(self.accelerator.optimizer_step_was_skipped):
+            self._end(
+                self.state.global_step,
+                "None of these steps was taken. fp16 is too narrow here: train in bf16 (--bf16 True), or in fp32",
+            )
+
+    def _found(self, step: int) -> str:
+        place = f"at step {step} of {self.state.max_steps}"
+        accounts = self.bad_steps.accounts()
+        return "; ".join(f"{what} {place}; samples {self._shown(samples)}" for what, samples in accounts)
+
+    def _end(self, step: int, way_out: str) -> NoReturn:
+        found, dumped = self._found(step), self._dump(step, ends=True)
+        kept = last_checkpoint(self.args.output_dir, closely=False)
+        raise BadStep(
+            f"{found}. "
+            + (f"The last good checkpoint is {kept}. " if kept else "No checkpoint was written yet. ")
+            + dumped
+            + way_out
+        )
+
     def advance_schedule(self) -> None:
         """Behind a step that was left out, where the optimizer kept the schedule from its own."""
         if self._schedule_waits:
@@ -145,8 +180,9 @@ class GuardedTrainer(SavingTrainer):
             of_deepspeed = self.model_wrapped.lr_scheduler if self.is_deepspeed_enabled else None
             (self.lr_scheduler if of_deepspeed is None else of_deepspeed).step()
 
-    def _dump(self, step: int) -> str:
-        if self._dumps >= self.args.dump_bad_steps:
+    def _dump(self, step: int, ends: bool) -> str:
+        """ends: the run ends here; such a step is dumped whatever was dumped before, unless dumps are off."""
+        if self._dumps >= self.args.dump_bad_steps and not (ends and self.args.dump_bad_steps > 0):
             return ""
         self._dumps += 1
         window = self.bad_steps.window
@@ -159,6 +195,8 @@ class GuardedTrainer(SavingTrainer):
             "autocast": str(compute_dtype(self.args)).removeprefix("torch.") if half else None,
             "verdict": window.verdict,
             "losses_finite": not window.troubled,
+            "deepspeed": self.is_deepspeed_enabled,
+            **precision_of(self.model),
         }
         folder = Path(self.args.output_dir) / FOLDER / f"step-{step}"
         problem = write_dump(folder, window, self.sample_id, about, self.model, self.args.process_index)
@@ -178,4 +216,5 @@ class _Schedule(TrainerCallback):
         self.trainer = trainer
 
     def on_step_end(self, args, state, control, **keywords) -> None:
+        self.trainer.refuse_endless_overflow()
         self.trainer.advance_schedule()

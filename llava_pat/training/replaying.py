@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from safetensors import SafetensorError
@@ -18,8 +20,9 @@ from llava_pat.training.finetune_arguments import parse_finetune
 from llava_pat.training.parts import build_model
 from llava_pat.training.stages import assemble_task
 from llava_pat.training.step_dump import CONFIG, WEIGHTS, MicroBatch, trained_state
+from llava_pat.training.step_precision import cast_as_in_run, dtype_of, linear_as_in_run
 from llava_pat.training.step_watch import StepWatch
-from llava_pat.training.task import AlignedTraining
+from llava_pat.training.task import AlignedTraining, Divisors
 from llava_pat.types import DataError
 
 
@@ -48,19 +51,36 @@ class Replay:
     first_in_gradient: str | None
 
 
-def build(folder: Path, stage: int, cpu: bool) -> tuple[AlignedTraining, torch.device]:
-    """The training module with the weights of the dump, where it will run.
+@contextlib.contextmanager
+def one_device() -> Iterator[None]:
+    """One process takes the first GPU that it may see: with several it would be refused. torchrun gives each one."""
+    if "WORLD_SIZE" in os.environ:
+        yield
+        return
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    with mock.patch.dict(os.environ, {"CUDA_VISIBLE_DEVICES": first}):
+        yield
+
+
+def build(folder: Path, about: Mapping[str, Any], cpu: bool) -> tuple[AlignedTraining, torch.device]:
+    """The training module with the weights of the dump, where it will run. about: step.json.
 
     Raises ConfigError when the base models are not where config.yaml says, DataError for weights of something else.
     """
-    # Without the plan: DeepSpeed changes where weights are, not what is computed.
+    # Without the plan: what DeepSpeed computes otherwise is in step.json (step_precision.py).
     argv = ["--config", str(folder / CONFIG), "--deepspeed=", *(["--use_cpu=True"] if cpu else [])]
-    arguments = {1: parse_pretrain, 2: parse_finetune}[stage](argv)
+    arguments = {1: parse_pretrain, 2: parse_finetune}[about["stage"]](argv)
+    device = arguments.training.device
     model, _ = build_model(arguments)
     task = assemble_task(arguments, model)
     _load(task, folder / WEIGHTS)
-    task.to(arguments.training.device).train()
-    return task, arguments.training.device
+    cast_as_in_run(task, about)
+    task.to(device).train()
+    if arguments.training.gradient_checkpointing:  # as transformers' Trainer does
+        settings = arguments.training.gradient_checkpointing_kwargs or {}
+        settings = {name: value for name, value in settings.items() if name not in ("every_n_layers", "offload")}
+        task.activation_checkpointing_enable(settings or None)
+    return task, device
 
 
 def replay(
@@ -72,17 +92,18 @@ def replay(
         batch = {name: tensor.to(device) for name, tensor in micro_batch.batch.items()}
         _set_random_state(micro_batch.random, device)
         with StepWatch(task, batch, micro_batch.samples) as watch:
-            with _autocast(about["autocast"], device):
+            with _autocast(about["autocast"], device), linear_as_in_run(about):
                 outputs = task(
                     batch,
                     step=about["step"],
                     total_steps=about["total_steps"],
-                    divisors=micro_batch.divisors,
+                    divisors=_on_device(micro_batch.divisors, device),
                     refuse_unsound=False,
                 )
             done.append(Replayed(micro_batch, float(outputs["loss"].detach()), watch.first_forward))
             if about["losses_finite"]:
-                outputs["loss"].backward()
+                with linear_as_in_run(about):  # where activations are computed again
+                    outputs["loss"].backward()
                 in_gradient = in_gradient or watch.first_backward
     if not about["losses_finite"]:
         return Replay(done, None, None)
@@ -104,6 +125,12 @@ def _load(task: AlignedTraining, file: Path) -> None:
         places[name].data = tensor  # in its own precision, which is the run's
 
 
+def _on_device(divisors: Divisors, device: torch.device) -> Divisors:
+    """Where the run had them: CUDA divides by a scalar of the CPU in another way."""
+    alignment = {name: None if one is None else one.to(device) for name, one in divisors.alignment.items()}
+    return replace(divisors, caption=divisors.caption.to(device), alignment=alignment)
+
+
 def _set_random_state(states: Mapping[str, torch.Tensor], device: torch.device) -> None:
     torch.set_rng_state(states["cpu"])
     if device.type == "cuda" and "cuda" in states:
@@ -111,4 +138,4 @@ def _set_random_state(states: Mapping[str, torch.Tensor], device: torch.device) 
 
 
 def _autocast(precision: str | None, device: torch.device) -> contextlib.AbstractContextManager:
-    return contextlib.nullcontext() if precision is None else torch.autocast(device.type, getattr(torch, precision))
+    return contextlib.nullcontext() if precision is None else torch.autocast(device.type, dtype_of(precision))

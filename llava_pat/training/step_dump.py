@@ -2,7 +2,7 @@
 
     OUT/bad_steps/step-5/
       config.yaml                 of the run
-      step.json                   which step, of which stage, in which precision, on how many ranks
+      step.json                   which step, of which stage, on how many ranks, in which precision (each dtype)
       weights.safetensors         what trains, before the step (and the objective's buffers)
       rank-0.safetensors          micro-batches and torch's random states before each: 0.batch.input_ids, 0.random.cpu
       rank-0.json                 of each micro-batch: samples, loss, divisors, what is wrong with it
@@ -33,8 +33,10 @@ from llava_pat.types import DataError
 
 FOLDER = "bad_steps"
 CONFIG, STEP, WEIGHTS = "config.yaml", "step.json", "weights.safetensors"
-_FORMAT = "llava-pat step 1"
-_ASKED = ("step", "total_steps", "stage", "ranks", "verdict")  # by llava_pat.replay
+_FORMAT = "llava-pat step 2"
+_ASKED = (
+    "step", "total_steps", "stage", "ranks", "verdict", "autocast", "losses_finite", "deepspeed", "dtypes", "linear",
+)  # fmt: skip  # by llava_pat.replay
 # What comes of files that hold something else than was written.
 _ALTERED = (ValueError, LookupError, TypeError, AttributeError)
 
@@ -71,8 +73,8 @@ def write_dump(
             save_file(weights, folder / WEIGHTS)
             shutil.copy(folder.parents[1] / CONFIG, folder / CONFIG)
             _write(folder / STEP, {"format": _FORMAT, **about})
-    except (OSError, SafetensorError) as error:
-        problem = str(error)
+    except Exception as error:  # any: the other ranks wait below, and the message about the step comes before
+        problem = f"{type(error).__name__}: {error}"
     return next((found for found in from_all(problem) if found is not None), None)
 
 

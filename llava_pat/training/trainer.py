@@ -175,8 +175,7 @@ class AlignedTrainer(GuardedTrainer):
     # ---- the log
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "grad_norm" in logs:  # a training step's line
-            logs = self.without_bad_steps(logs)
+        logs = self.without_bad_steps(logs)
         if "loss" in logs:
             logs |= self._drain_sums()
         super().log(logs, start_time)

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from llava_pat.training import bad_steps
 from llava_pat.training.arguments import parse_pretrain
-from llava_pat.training.bad_steps import BadStep
+from llava_pat.training.bad_steps import BadStep, BadSteps
 from llava_pat.training.flags import ConfigError
 from llava_pat.training.launch import run as run_to_exit
 from llava_pat.training.stages import finetune, pretrain
@@ -107,6 +108,83 @@ def test_a_run_with_bad_steps_goes_on_to_the_byte(world, make_trainer, tmp_path,
     assert outcome(whole)["metrics"]["skipped_steps"] >= 3
 
 
+def test_the_step_that_ends_the_run_is_dumped(world, tmp_path: Path, monkeypatch) -> None:
+    """Also behind one that was left out, whose dump is all that --dump_bad_steps 1 gives; not where dumps are off."""
+    poison(monkeypatch, 5)
+    flags = {"num_train_epochs": 2, "skip_bad_steps": 1}
+    for dumps, folders in ((1, 2), (0, 0)):
+        out = tmp_path / f"llava-{dumps}"
+        with pytest.raises(BadStep) as error:
+            pretrain(world.argv(out, dump_bad_steps=dumps, **flags))
+        assert len(list(out.glob("bad_steps/step-*/step.json"))) == folders
+        assert ("python -m llava_pat.replay" in str(error.value)) == bool(folders)
+
+
+def test_the_mean_loss_of_a_run_is_of_the_steps_that_were_taken(world, make_trainer, monkeypatch) -> None:
+    made = make_trainer(num_train_epochs=2, skip_bad_steps=2, logging_steps=1, save_strategy="no")
+    poison(monkeypatch, 5)
+    trained = made.trainer.train()
+    history = made.trainer.state.log_history
+    losses = [line["loss"] for line in history if "loss" in line]
+    (logged,) = [line["train_loss"] for line in history if "train_loss" in line]
+    assert len(losses) == 10 and sum("skipped_steps" in line for line in history) == 2
+    assert logged == pytest.approx(sum(losses) / 10, rel=1e-4)  # log lines are rounded
+    assert trained.training_loss == trained.metrics["train_loss"] == pytest.approx(logged)
+
+
+def test_log_lines_without_a_gradient_norm(world, make_trainer, monkeypatch) -> None:
+    """DeepSpeed can be told not to compute it."""
+    made = make_trainer(skip_bad_steps=1, logging_steps=1, save_strategy="no")
+    poison(monkeypatch, order(make_trainer)[7])
+    log = type(made.trainer).log
+
+    def without(self, logs, *rest):
+        return log(self, {name: value for name, value in logs.items() if name != "grad_norm"}, *rest)
+
+    monkeypatch.setattr(type(made.trainer), "log", without)
+    made.trainer.train()
+    lines = [line for line in made.trainer.state.log_history if "learning_rate" in line]
+    assert [line["step"] for line in lines if "skipped_steps" in line] == [4] and "loss" not in lines[3]
+
+
+@pytest.mark.parametrize("nothing_supervised", [False, True])
+def test_every_gradient_of_a_spike_is_nan(make_finetuner, nothing_supervised: bool) -> None:
+    """Also of weights that no value of the loss went through: DeepSpeed and loss scalers see nothing but gradients."""
+    made = make_finetuner(freeze_backbone=True, max_loss_spike=2)
+    dataset, task = made.parts.train, made.trainer.model
+    text = next(index for index in range(len(dataset)) if not dataset.records[index].images)
+    batch = made.parts.collator([dataset[text]])
+    if nothing_supervised:
+        batch["labels"] = torch.full_like(batch["labels"], -100)
+    trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
+    for spike in (True, False):
+        guard = BadSteps(made.trainer.args, task)
+        guard.restore({"skipped": [], "losses": [-1e-9 if not spike else 1e-9] * 10, "overflows": 0})
+        task.zero_grad()
+        guard.begin([batch], None)
+        loss = task(batch, refuse_unsound=False)["loss"]
+        guard.after_forward(loss + 1.0, False).backward()
+        for parameter in trained:
+            assert torch.isnan(parameter.grad).all() if spike else torch.isfinite(parameter.grad).all()
+        assert guard.is_bad(None, scaled=True) == spike
+    loss = task(batch, refuse_unsound=False)["loss"]  # the next step has hooks no longer
+    task.zero_grad()
+    loss.backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in trained)
+
+
+def test_a_loss_scaler_that_finds_no_scale_ends_the_run(world, make_trainer, monkeypatch) -> None:
+    """fp16 needs a GPU: here accelerate says of every step that it was left out, but for the second one."""
+    made = make_trainer(save_strategy="no", num_train_epochs=2, dump_bad_steps=0)
+    monkeypatch.setattr(bad_steps, "OVERFLOWS_IN_A_ROW", 4)
+    skipped = property(lambda self: made.trainer.state.global_step != 2)
+    monkeypatch.setattr(type(made.trainer.accelerator), "optimizer_step_was_skipped", skipped)
+    said = r"no gradient of 4 steps in a row was finite, whatever the loss scale at step 6 of 12; .*train in bf16"
+    with pytest.raises(BadStep, match=said):
+        made.trainer.train()
+    assert made.trainer.bad_steps.state()["overflows"] == 4
+
+
 def test_a_spike(world, make_trainer, tmp_path, monkeypatch) -> None:
     """Found from the eleventh step on, against the median of the good steps."""
     places = order(make_trainer)
@@ -176,5 +254,46 @@ def test_deepspeed_leaves_out_the_same_steps(world, tmp_path: Path, stage: int, 
     assert [line.get("skipped_steps") for line in ours] == [line.get("skipped_steps") for line in theirs]
     assert sum("skipped_steps" in line for line in ours) == 2
     assert [line["learning_rate"] for line in ours] == pytest.approx([line["learning_rate"] for line in theirs])
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, others[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("plan", ["zero2", "zero3"])
+def test_deepspeed_leaves_out_a_spike_without_images(world, tmp_path: Path, plan: str) -> None:
+    """The projector alone trains, and no value of a text's loss goes through it: its gradient is made NaN itself."""
+    records = json.loads((world.folder / "mixed.json").read_text())
+    images = [record for record in records if "image" in record]
+    texts = [record for record in records if "image" not in record]
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps([*images[:4], *texts[:1] * 4]).replace("-text", "-text0"))
+    flags = {
+        "data_path": data, "eval_data_path": None, "eval_regions_path": None, "vocabulary_path": None,
+        "regions_path": None, "freeze_backbone": True, "gradient_accumulation_steps": 1, "num_train_epochs": 2,
+        "skip_bad_steps": 8, "max_loss_spike": 5, "logging_steps": 1, "max_grad_norm": 0, "learning_rate": 1e-3,
+    }  # fmt: skip
+
+    def spiking(rank: int) -> None:
+        patch, intact = pytest.MonkeyPatch(), AlignedTraining.forward
+
+        def forward(self, batch=None, **keywords):
+            outputs = intact(self, batch, **keywords)
+            if keywords.get("ask") is None and self.training and not len(batch["pixel_values"]):
+                print("TEXT")
+                outputs["loss"] = outputs["loss"] * 100
+            return outputs
+
+        patch.setattr(AlignedTraining, "forward", forward)
+        patch.setattr(bad_steps, "_ENOUGH", 1)
+
+    ends = []
+    for name, more in (("llava-ddp", {}), ("llava-plan", {"deepspeed": f"scripts/{plan}.json"})):
+        out = tmp_path / name
+        run = start(2, world.finetune_argv(out, **flags | more), tmp_path / "log", ranks=2, prepare=spiking)
+        assert run.wait(100) == [0, 0], run.said() + run.said(1)
+        assert "TEXT" in run.said(0) and "TEXT" in run.said(1)
+        ends.append((lines(out), load_file(out / "mm_projector.safetensors")))
+    (ours, weights), (theirs, others) = reversed(ends)
+    left_out = [line["step"] for line in ours if "skipped_steps" in line]
+    assert left_out and left_out == [line["step"] for line in theirs if "skipped_steps" in line]
     for name, tensor in weights.items():
         torch.testing.assert_close(tensor, others[name], rtol=1e-4, atol=1e-5)

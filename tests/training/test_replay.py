@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import torch
 from transformers import TrainerCallback
 
 from llava_pat import replay
-from llava_pat.training import stages
+from llava_pat.training import replaying, stages, step_dump
 from llava_pat.training.bad_steps import BadStep
 from llava_pat.training.stages import finetune, pretrain
+from llava_pat.training.task import AlignedTraining
 from tests.training.faults.processes import start
 from tests.training.faults.spoiling import poison
 
@@ -142,6 +144,92 @@ def test_one_rank_of_two(world, tmp_path: Path, capsys) -> None:
     replayed(dump, capsys, "--rank", "2", status=2)
 
 
+@pytest.mark.parametrize(
+    ("stage", "plan", "more"),
+    [(1, "zero3", {}), (2, "zero2", {"freeze_mm_mlp_adapter": True}), (2, "zero3", {"activation_checkpointing": True})],
+)
+def test_deepspeed_in_half_precision(world, tmp_path: Path, capsys, stage: int, plan: str, more: dict) -> None:
+    """It casts frozen weights, and ZeRO-3 rounds twice in a linear layer."""
+    flags = {"bf16": True, "deepspeed": f"scripts/{plan}.json", "gradient_accumulation_steps": 1,
+             "per_device_train_batch_size": 3} | more  # fmt: skip
+    flags |= {"group_by_modality_length": False} if stage == 2 else {}
+    out = tmp_path / "llava-run"
+    argv = (world.argv if stage == 1 else world.finetune_argv)(out, **flags)
+    run = start(stage, argv, tmp_path / "log", ranks=2, prepare=lambda rank: poison(pytest.MonkeyPatch(), 5))
+    assert run.wait(120) == [1, 1], run.said() + run.said(1)
+    (dump,) = (out / "bad_steps").iterdir()
+    losses = [replayed(dump, capsys, "--rank", rank).split(": loss ")[1].splitlines()[0] for rank in ("0", "1")]
+    assert sorted(loss.startswith("nan") for loss in losses) == [False, True]
+
+    step = json.loads((dump / "step.json").read_text())
+    assert step["linear"] == ("zero3_linear_wrap" if plan == "zero3" else "linear")
+    (dump / "step.json").write_text(json.dumps(step | {"dtypes": dict.fromkeys(step["dtypes"], "float32")}))
+    finite = str([loss.startswith("nan") for loss in losses].index(False))
+    assert "the losses are not the run's: DeepSpeed, which" in replayed(dump, capsys, "--rank", finite, status=1)
+
+
+def test_one_process_takes_one_of_many_devices(dump: Path, monkeypatch, capsys) -> None:
+    """torch counts those that CUDA_VISIBLE_DEVICES leaves; what is behind the flags runs on the CPU here."""
+    intact, taken = replaying.build_model, []
+
+    def on_the_cpu(arguments):
+        taken.append(os.environ["CUDA_VISIBLE_DEVICES"])
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+        return intact(arguments)
+
+    def count() -> int:
+        return len(os.environ.get("CUDA_VISIBLE_DEVICES", "0,1,2,3").split(","))
+
+    monkeypatch.setattr(replaying, "build_model", on_the_cpu)
+    for visible in (None, "5,6"):
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", count)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert "as in the run" in replayed(dump, capsys)
+        assert os.environ.get("CUDA_VISIBLE_DEVICES") == visible
+    assert taken == ["0", "5"]
+
+
+def test_activations_are_computed_again_as_in_the_run(world, tmp_path: Path, monkeypatch, capsys) -> None:
+    calls = []
+    enable = AlignedTraining.activation_checkpointing_enable
+    spy = lambda self, settings=None, **more: (calls.append(settings), enable(self, settings, **more))  # noqa: E731
+    with pytest.MonkeyPatch.context() as poisoned:
+        poison(poisoned, 7)
+        dump = dump_of(pretrain, world.argv(tmp_path / "llava-run", activation_checkpointing=True))
+    monkeypatch.setattr(AlignedTraining, "activation_checkpointing_enable", spy)
+    replayed(dump, capsys)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("dtypes", []), ("dtypes", {"model.x": "float32"}), ("dtypes", "float64"), ("autocast", "is_tensor")],
+)
+def test_a_precision_that_is_none(dump: Path, tmp_path: Path, capsys, key: str, value: object) -> None:
+    folder = Path(shutil.copytree(dump, tmp_path / "dump"))
+    step = json.loads((folder / "step.json").read_text())
+    step[key] = dict.fromkeys(step["dtypes"], value) if value == "float64" else value
+    (folder / "step.json").write_text(json.dumps(step))
+    assert replay.main([str(folder)]) == 2
+    assert "replay: step.json: " in capsys.readouterr().err
+
+
+def test_a_dump_that_cannot_be_written_is_a_line_of_the_message(world, tmp_path: Path, monkeypatch) -> None:
+    """Whatever comes of the write: other ranks wait for this one's word."""
+    poison(monkeypatch, 7)
+
+    def lacks(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(step_dump, "save_file", lacks)
+    with pytest.raises(BadStep, match="It could not be dumped: RuntimeError: out of memory. Look at these samples"):
+        pretrain(world.argv(tmp_path / "llava-run"))
+
+
 def test_what_is_no_dump(tmp_path: Path, capsys) -> None:
     assert replay.main([str(tmp_path)]) == 2
     assert "no step to replay" in capsys.readouterr().err
@@ -152,9 +240,9 @@ def test_what_is_no_dump(tmp_path: Path, capsys) -> None:
         (tmp_path / "step.json").write_text(text)
         assert replay.main([str(tmp_path)]) == 2
         assert f"replay: {tmp_path}: no step to replay" in capsys.readouterr().err
-    (tmp_path / "step.json").write_text('{"format": "llava-pat step 1", "ranks": 1}')
+    (tmp_path / "step.json").write_text('{"format": "llava-pat step 2", "ranks": 1}')
     assert replay.main([str(tmp_path)]) == 2
-    assert "step.json: it lacks step, total_steps, stage, verdict" in capsys.readouterr().err
+    assert "step.json: it lacks step, total_steps, stage, verdict, autocast, " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
