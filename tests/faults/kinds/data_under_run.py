@@ -102,6 +102,58 @@ def _lost(
 
 
 @fault_kind(
+    "SIGKILL of runs that have lost images",
+    "the same command goes on; log, weights and the count of images are to the bit those of a run that was left alone",
+    slow=True,
+)
+def lost_and_killed(run: Run) -> Iterator[Outcome]:
+    world = tiny_world(run)
+    cases = [(missing, ranks) for missing in ("skip", "blank") for ranks in (1, 2)]
+    for number, (missing, ranks) in enumerate(run.some(cases)):
+        folder = run.folder / f"killed-{number}"
+        own = copy_data(world, folder / "data")
+        names = [f"train-{record}.png" for record in run.rng.sample(range(12), 3)]
+        step = run.rng.randrange(1, 6)
+        more = {"missing": missing, "max_missing": 3, "num_train_epochs": ranks, **_FLAGS}
+        yield _lost_and_killed(world, folder, own, names, ranks, step, data_flags(own, **more))
+        shutil.rmtree(folder)
+
+
+def _lost_and_killed(
+    world: World, folder: Path, own: Path, names: list[str], ranks: int, step: int, flags: dict
+) -> Outcome:
+    kept = contents(own)
+
+    def lose(rank: int) -> None:
+        build = stages.build_trainer
+
+        def gone(*values, **keywords):
+            for name in names:
+                (own / "images" / name).unlink(missing_ok=True)
+            return build(*values, **keywords)
+
+        stages.build_trainer = gone
+
+    def lose_and_die(rank: int) -> None:
+        lose(rank)
+        os.environ.update(DIE_AT=str(step))
+
+    whole, killed = folder / "whole" / "llava-run", folder / "killed" / "llava-run"
+    done = start(1, world.argv(whole, **flags), folder / "log", ranks=ranks, prepare=lose)
+    assert done.wait(LIMIT) == [0] * ranks, last_words(done)
+    for name, content in kept.items():
+        (own / name).write_bytes(content)
+    died = start(1, world.argv(killed, **flags), folder / "log", ranks=ranks, prepare=lose_and_die)
+    assert -signal.SIGKILL in died.wait(LIMIT), last_words(died)
+    again = start(1, world.argv(killed, **flags), folder / "log", ranks=ranks)
+    survived = again.wait(LIMIT) == [0] * ranks and '"lost_images": 3' in (killed / "metrics.json").read_text()
+    if survived:
+        assert_same(outcome(killed), outcome(whole))
+    fault = f"{', '.join(names)} vanish, killed in step {step + 1}, --missing {flags['missing']}, {ranks} ranks"
+    return Outcome(survived and without_traceback(again), fault, last_words(again))
+
+
+@fault_kind(
     "killed processes that read data",
     "the run ends with the sample that was read; the same command goes on to the bit",
     slow=True,
