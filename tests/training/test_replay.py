@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -191,6 +193,22 @@ def test_one_process_takes_one_of_many_devices(dump: Path, monkeypatch, capsys) 
         assert "as in the run" in replayed(dump, capsys)
         assert os.environ.get("CUDA_VISIBLE_DEVICES") == visible
     assert taken == ["0", "5"]
+
+
+def test_divisors_lie_where_the_step_runs(dump: Path, monkeypatch) -> None:
+    """CUDA divides by a scalar of the CPU in another way. The meta device stands for one here."""
+    seen = []
+
+    def divisors_of(batch, divisors, **_: object) -> dict[str, torch.Tensor]:
+        seen.extend([divisors.caption, *(one for one in divisors.alignment.values() if one is not None)])
+        return {"loss": torch.zeros(())}
+
+    about = step_dump.read_step(dump)
+    task, _ = replaying.build(dump, about, cpu=True)
+    monkeypatch.setattr(task, "forward", divisors_of)
+    monkeypatch.setattr(replaying, "StepWatch", lambda *_: contextlib.nullcontext(SimpleNamespace(first_forward=None)))
+    replaying.replay(task, step_dump.read_micro_batches(dump, 0), about, torch.device("meta"))
+    assert len(seen) == 4 and {tensor.device.type for tensor in seen} == {"meta"}
 
 
 def test_activations_are_computed_again_as_in_the_run(world, tmp_path: Path, monkeypatch, capsys) -> None:
