@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from safetensors import SafetensorError
@@ -57,9 +56,15 @@ def one_device() -> Iterator[None]:
     if "WORLD_SIZE" in os.environ:
         yield
         return
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    with mock.patch.dict(os.environ, {"CUDA_VISIBLE_DEVICES": first}):
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = "0" if seen is None else seen.split(",")[0]
+    try:
         yield
+    finally:
+        if seen is None:
+            del os.environ["CUDA_VISIBLE_DEVICES"]
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = seen
 
 
 def build(folder: Path, about: Mapping[str, Any], cpu: bool) -> tuple[AlignedTraining, torch.device]:
