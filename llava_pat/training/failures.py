@@ -13,10 +13,12 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
+from torch._C import _error_if_any_worker_fails  # as torch.utils.data's own handler of SIGCHLD asks
 
 from llava_pat.types import DataError
 
@@ -46,10 +48,23 @@ def writing(what: str, folder: Path, way_out: str) -> Iterator[None]:
         raise RunFailed(f"{what} could not be written: {error} ({_space(folder)}). {way_out}") from error
 
 
-def killed_worker(error: RuntimeError) -> int | None:
+def killed_worker(error: Exception) -> int | None:
     """The process id in torch's error about a DataLoader's process that is gone; None for another error."""
     found = re.search(r"DataLoader worker \(pid(?:\(s\))? (\d+)", str(error))
     return int(found[1]) if found else None
+
+
+def word_of_a_killed_worker(seconds: float = 5.0) -> RuntimeError | None:
+    """torch's error about a DataLoader's process that is gone, which a torn connection to it may run ahead of; None
+    where all are still there after so long."""
+    last = time.monotonic() + seconds
+    try:
+        while time.monotonic() < last:
+            _error_if_any_worker_fails()
+            time.sleep(0.02)
+    except RuntimeError as error:  # from here, or from torch's handler of SIGCHLD
+        return error
+    return None
 
 
 def in_one_line(error: DataError) -> str:

@@ -17,7 +17,7 @@ from transformers.trainer_utils import TrainOutput
 from llava_pat.data.worker_progress import WorkerProgress
 from llava_pat.training.bad_steps import BadStep, BadSteps
 from llava_pat.training.checkpoints import last_checkpoint
-from llava_pat.training.failures import RunFailed, in_one_line, killed_worker
+from llava_pat.training.failures import RunFailed, in_one_line, killed_worker, word_of_a_killed_worker
 from llava_pat.training.parts import compute_dtype
 from llava_pat.training.saving import SavingTrainer
 from llava_pat.training.step_dump import FOLDER, write_dump
@@ -56,17 +56,25 @@ class GuardedTrainer(SavingTrainer):
             raise DataError(
                 f"{in_one_line(error)}. {self._goes_on('Once that is mended, the same command')}", error.kind
             ) from error
-        except RuntimeError as error:
-            killed = killed_worker(error)
-            if killed is None:
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            torn = not isinstance(error, RuntimeError) and self.args.dataloader_num_workers > 0
+            ended = self._worker_ended((word_of_a_killed_worker() if torn else None) or error)
+            if ended is None:
                 raise
-            index = self.train_dataset.progress.of(killed)
-            place = "before its first sample" if index is None else f"at sample {self.sample_id(index)!r}, or behind it"
-            raise RunFailed(
-                f"a process that reads images (pid {killed}) ended {place}, in step {self.state.global_step + 1} of "
-                f"{self.state.max_steps}: {str(error).strip()} If memory ran out, take fewer --dataloader_num_workers. "
-                + self._goes_on()
-            ) from error
+            raise ended from error
+
+    def _worker_ended(self, error: Exception) -> RunFailed | None:
+        """One message for a process of the loader that is gone; None for another error."""
+        killed = killed_worker(error)
+        if killed is None:
+            return None
+        index = self.train_dataset.progress.of(killed)
+        place = "before its first sample" if index is None else f"at sample {self.sample_id(index)!r}, or behind it"
+        return RunFailed(
+            f"a process that reads images (pid {killed}) ended {place}, in step {self.state.global_step + 1} of "
+            f"{self.state.max_steps}: {str(error).strip()} If memory ran out, take fewer --dataloader_num_workers. "
+            + self._goes_on()
+        )
 
     def get_train_dataloader(self) -> DataLoader:
         if self.args.dataloader_num_workers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 from pathlib import Path
 
@@ -214,6 +215,7 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert "does not fit" in capsys.readouterr().out
     assert command.main([*config, "--gpus", "small-2G", "--per_device_train_batch_size", "32"]) == 1
     assert "it does with --per_device_train_batch_size" in capsys.readouterr().out
+    assert not logging.root.manager.disable  # of the process: others go on to warn
     assert command.main([*config, "--gpus", "toaster"]) == 2
     assert "A100-80G" in capsys.readouterr().err
     assert command.main([*config, "--gpus", "L4-24G", "--nonsense", "1"]) == 2

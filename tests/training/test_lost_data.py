@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 from llava_pat.data.dataset import LlavaDataset
-from llava_pat.training import stages
+from llava_pat.training import failures, stages
 from llava_pat.training.data_check import check_data
 from llava_pat.training.launch import run as run_to_exit
 from llava_pat.training.stages import pretrain
@@ -195,6 +196,31 @@ def test_a_sample_without_its_image(make_trainer, own: Path, missing: str) -> No
     assert set(sample["labels"]) == {IGNORE_INDEX} if missing == "skip" else sample["labels"] == whole["labels"]
     batch = made.parts.collator([sample, dataset[4]])
     assert batch["lost_images"].tolist() == [[3, 0]] and "lost_images" not in made.parts.collator([whole])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_torn_connection_to_a_killed_worker_runs_ahead_of_torchs_word(world, tmp_path, monkeypatch, capsys) -> None:
+    """The reader of batches may fail before the kernel has told of the killed process: not one traceback then."""
+    word = failures.word_of_a_killed_worker
+    asked = []
+
+    def torn(self, **_: object) -> None:
+        batches = iter(self.get_train_dataloader())
+        next(batches)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler is not called
+        readers = (child.pid for child in multiprocessing.active_children())
+        asked.append(next(pid for pid in readers if self.train_dataset.progress.of(pid) is not None))
+        os.kill(asked[0], signal.SIGKILL)
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    before = signal.getsignal(signal.SIGCHLD)
+    monkeypatch.setattr("transformers.Trainer.train", torn)
+    try:
+        status, message = ended(world.argv(tmp_path / "llava-run", dataloader_num_workers=2), capsys)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert status == 1 and f"a process that reads images (pid {asked[0]}) ended at sample 'train-" in message
+    assert word(0.1) is None  # torch has told it once, and no more
 
 
 def test_a_worker_that_is_killed(world, tmp_path: Path, monkeypatch, capsys) -> None:
